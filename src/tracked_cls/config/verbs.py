@@ -1,0 +1,130 @@
+"""One tree per verb. A params file may hold the options of all verbs: each takes its own."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from tracked_cls.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    DataIdentity,
+    EvaluateSection,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PredictSection,
+    PromoteConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TransformsConfig,
+)
+from tracked_cls.config.tree import Section, option
+from tracked_cls.errors import UserError
+
+
+class Verb(Section):
+    """The tree of one entry point. `bare` names the section whose keys may be given without its name."""
+
+    verb: ClassVar[str]
+    summary: ClassVar[str]
+    bare: ClassVar[str | None] = None
+
+
+class _Compute(Section):
+    device: str = option(
+        "auto", "auto, cpu, cuda, cuda:<index> or mps; auto: a GPU where there is one", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
+    threads: int | None = option(
+        None, "CPU threads; results on CPU are bit-identical for equal numbers; auto: all cores", unset="auto", ge=1, le=1024
+    )
+    limit: int | None = option(
+        None, "use only this many images per split, stratified by class: a smoke run", unit="images", unset="off", ge=1
+    )
+
+
+class PrepareConfig(Verb):
+    """``prepare``: images to a checked, split, cached data set."""
+
+    verb: ClassVar[str] = "prepare"
+    summary: ClassVar[str] = "Check, split and cache a folder of images (or digits, IDX files, a torchvision set)."
+    data: DataConfig = DataConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class TrainConfig(Verb, _Compute):
+    """``train``: a prepared data set to a trained, tested, logged and registered model."""
+
+    verb: ClassVar[str] = "train"
+    summary: ClassVar[str] = "Train a classifier, test it, log everything to MLflow and register it."
+    seed: int = option(0, "seed of weights, order and augmentation", ge=0, lt=2**31)
+    epochs: int = option(12, "passes over the training images", ge=1, le=100_000)
+    batch_size: int = option(64, "images per step", unit="images", ge=2, le=65536)
+    performance: Literal["auto", "exact"] = option(
+        "auto", "auto: fused optimizer where there is one; exact: plain float32 and deterministic algorithms"
+    )
+    resume: Literal["auto", "never"] = option("auto", "auto: continue an interrupted run of the same data and configuration")
+    data: DataConfig = DataConfig()
+    transforms: TransformsConfig = TransformsConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    promote: PromoteConfig = PromoteConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        warmup = self.scheduler.warmup_epochs
+        if warmup is not None and warmup >= self.epochs:
+            raise UserError(f"scheduler.warmup_epochs must be below epochs ({self.epochs}), got {warmup:g}")
+        return self
+
+
+class MainConfig(TrainConfig):
+    """``main``: prepare, train, evaluate and predict under one run."""
+
+    verb: ClassVar[str] = "main"
+    summary: ClassVar[str] = "Prepare, train, evaluate and predict in one go, as one run with the others nested in it."
+
+
+class TuneConfig(TrainConfig):
+    """``tune``: a search over the options of ``train``."""
+
+    verb: ClassVar[str] = "tune"
+    summary: ClassVar[str] = "Search optimizer and scheduler choices (not there yet)."
+
+
+class EvaluateConfig(Verb, _Compute):
+    """``evaluate``: any run, version or alias on any prepared split."""
+
+    verb: ClassVar[str] = "evaluate"
+    summary: ClassVar[str] = "Score a run, model version or alias on a prepared split."
+    bare: ClassVar[str | None] = "evaluate"
+    data: DataConfig = DataConfig()
+    evaluate: EvaluateSection = EvaluateSection()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class PredictConfig(Verb):
+    """``predict``: labels for images nobody labelled."""
+
+    verb: ClassVar[str] = "predict"
+    summary: ClassVar[str] = "Label an image, or every image below a folder, with a registered model."
+    bare: ClassVar[str | None] = "predict"
+    data: DataIdentity = DataIdentity()
+    predict: PredictSection = PredictSection()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _input_is_given(self) -> PredictConfig:
+        if self.predict.input is None:
+            raise UserError("predict.input is required: an image, or a folder of images (-P input=some/folder)")
+        return self
+
+
+VERBS: tuple[type[Verb], ...] = (MainConfig, PrepareConfig, TrainConfig, TuneConfig, EvaluateConfig, PredictConfig)

@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM as an exception, held back while something must not be cut in two."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tracked_cls.errors import Interrupted
+
+_deferring = False
+_pending: int | None = None
+
+
+def install() -> None:
+    """Raise `Interrupted` on SIGINT and SIGTERM from now on."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _handle)
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Hold signals back inside the block; the yielded function says whether one has come. It is raised at the end."""
+    global _deferring, _pending
+    _deferring = True
+    try:
+        yield lambda: _pending is not None
+    finally:
+        _deferring = False
+    if _pending is not None:
+        signum, _pending = _pending, None
+        raise Interrupted(signum)
+
+
+def _handle(signum: int, _frame: FrameType | None) -> None:
+    global _pending
+    if not _deferring:
+        raise Interrupted(signum)
+    _pending = signum

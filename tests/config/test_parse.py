@@ -1,0 +1,180 @@
+"""From YAML and the command line to one checked tree."""
+
+import pytest
+
+from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load, to_yaml
+from tracked_cls.errors import UserError
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """Write a params file and work beside it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text=""):
+        (tmp_path / "p.yaml").write_text(text)
+        return ["--params", "p.yaml"]
+
+    return write
+
+
+def test_the_command_line_overrides_the_file(params):
+    cfg = load(TrainConfig, [*params("epochs: 3\nseed: 7\n"), "--epochs", "5"])
+    assert (cfg.epochs, cfg.seed) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--optimizer.lr", "1e-3"], "optimizer.lr", 1e-3),
+        (["--optimizer.lr=0.5"], "optimizer.lr", 0.5),
+        (["--data.download", "false"], "data.download", False),
+        (["--data.download"], "data.download", True),
+        (["--threads", "auto"], "threads", "auto"),
+        (["--limit", "none"], "limit", "off"),
+        (["--model", "resnet18"], "model", "resnet18"),
+        (["--model.name", "resnet18"], "model", "resnet18"),
+        (["--data.name", "007"], "data.name", "007"),
+        (["--data.name", "true"], "data.name", "true"),
+        (["--transforms.train", "[RandomHorizontalFlip]"], "transforms.train", [{"RandomHorizontalFlip": {}}]),
+        (["--transforms.train", "[{RandomCrop: {padding: 2}}]"], "transforms.train", [{"RandomCrop": {"padding": 2}}]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value and isinstance(value[0], str) else "",
+)
+def test_values_convert_by_the_type_of_their_field(params, words, key, value):
+    assert flatten(load(TrainConfig, [*params(), *words]))[key] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "ten"], "epochs must be a whole number >= 1 and <= 100000, got 'ten'"),
+        (["--optimizer.lr", "-1"], "optimizer.lr must be a number > 0 and <= 100, or auto, got '-1'"),
+        (["--lr", "0.1"], "unknown option --lr; did you mean 'optimizer.lr'?"),
+        (["--epoch", "3"], "unknown option --epoch; did you mean 'epochs'?"),
+        (["--optimizer", "sgdd"], "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
+        (["--scheduler", "cosin"], "unknown scheduler 'cosin'; did you mean 'cosine'?"),
+        (["--data.fit", "crp"], "data.fit must be one of crop, pad, stretch, got 'crp'; did you mean 'crop'?"),
+        (["--data.source", "foldr"], "data.source must be one of digits, folder, idx, torchvision, got 'foldr'"),
+        (["--data.source", "folder"], "data.source=folder needs data.root"),
+        (["--data.root", "x"], "data.root has no effect with data.source=digits"),
+        (["--scheduler", "cosine", "--scheduler.gamma", "0.5"], "scheduler.gamma has no effect with scheduler=cosine"),
+        (["--optimizer", "adam", "--optimizer.momentum", "0.5"], "optimizer.momentum has no effect with optimizer=adam"),
+        (["--scheduler", "cosine", "--scheduler.warmup_epochs", "12"], "scheduler.warmup_epochs must be below epochs (12)"),
+        (["--data.val_fraction", "0.5", "--data.test_fraction", "0.5"], "must be below 1, got 0.5 + 0.5"),
+        (["--transforms.train", "[RandomAfine]"], "unknown transform 'RandomAfine'; did you mean 'RandomAffine'?"),
+        (["--device", "gpu"], "device must be text of the form"),
+        (["--optimizer.lr", "nan"], "optimizer.lr must be a number > 0"),
+        (["--seed", "1", "--seed", "2"], "--seed was given twice: '1' and '2'"),
+        (["--seed"], "--seed needs a value"),
+        (["seed=1"], "unexpected argument 'seed=1'"),
+        (["--optimizer", "{lr: 1}"], "unknown optimizer '{lr: 1}'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line_with_key_rule_and_value(params, words, message):
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, [*params(), *words])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epchs: 3", "p.yaml: unknown key 'epchs'; did you mean 'epochs'?"),
+        ("optimizer: {lrr: 3}", "p.yaml: unknown key 'optimizer.lrr'; did you mean 'lr'?"),
+        ("- a", "p.yaml: expected a mapping of options, got list"),
+        ("a: [", "p.yaml: not valid YAML"),
+        ("seed: 1\nseed: 2", "key 'seed' stands twice in line 2"),
+        ("data: digits", "data is a section, got 'digits'; its options: data.source"),
+        ("epochs: [3]", "epochs must be a whole number >= 1"),
+    ],
+)
+def test_a_mistake_in_the_file_names_the_file_or_the_key(params, text, message):
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, params(text))
+    assert message in str(caught.value)
+
+
+def test_a_missing_params_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"params file 'no.yaml' does not exist .looked in {tmp_path}"):
+        load(TrainConfig, ["--params", "no.yaml"])
+
+
+def test_every_verb_takes_its_own_part_of_one_file(params):
+    words = params("epochs: 3\nmodel: resnet18\ndata: {image_size: 16}\npredict: {batch_size: 4}\n")
+    assert load(PrepareConfig, words).data.image_size == 16
+    assert load(PredictConfig, [*words, "--input", "x"]).predict.batch_size == 4
+    assert load(TrainConfig, words).model.name == "resnet18"
+
+
+def test_on_the_command_line_an_option_of_another_verb_is_refused(params):
+    with pytest.raises(UserError, match="unknown option --epochs"):
+        load(PrepareConfig, [*params(), "--epochs", "3"])
+
+
+def test_in_its_own_verb_a_section_may_go_without_its_name(params):
+    assert load(EvaluateConfig, [*params(), "--model", "runs:/1", "--split", "val"]).evaluate.split == "val"
+    assert load(PredictConfig, [*params(), "--input", "x"]) == load(PredictConfig, [*params(), "--predict.input", "x"])
+
+
+def test_a_choice_named_anew_takes_its_own_defaults(params):
+    text = "optimizer: {name: adamw, lr: 0.004}\nscheduler: {name: step, gamma: 0.5}\nmodel: {name: resnet18, stem: small}\n"
+    cfg = load(TrainConfig, [*params(text), "--optimizer", "sgd", "--scheduler", "cosine", "--model", "small_cnn"])
+    assert (cfg.optimizer.lr, cfg.scheduler.gamma, cfg.model.stem) == (0.05, None, None)
+    assert load(TrainConfig, [*params(text), "--optimizer", "adamw"]).optimizer.lr == 0.004
+
+
+def test_options_without_effect_are_not_logged(params):
+    flat = flatten(load(TrainConfig, [*params(), "--optimizer", "adam"]))
+    assert "optimizer.beta1" in flat
+    assert "optimizer.momentum" not in flat
+
+
+def test_the_resolved_tree_reads_back_to_itself(params, tmp_path):
+    words = [*params(), "--optimizer", "sgd", "--threads", "2", "--transforms.train", "[{RandomCrop: {padding: 2}}]"]
+    cfg = load(TrainConfig, words)
+    (tmp_path / "resolved.yaml").write_text(to_yaml(cfg))
+    assert load(TrainConfig, ["--params", "resolved.yaml"]) == cfg
+
+
+def test_help_lists_every_option_with_default_range_and_meaning(params, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load(TrainConfig, ["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for key in flatten(load(TrainConfig, params())):
+        assert f"--{key} " in text
+    assert "--optimizer.lr  [auto]" in text
+    assert "a number > 0 and <= 100" in text
+
+
+def test_print_config_prints_the_tree_and_does_nothing_else(params, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load(TrainConfig, [*params(), "--print-config", "--epochs", "9"])
+    assert caught.value.code == 0
+    assert "epochs: 9" in capsys.readouterr().out
+
+
+def test_relative_folders_belong_beside_the_tracking_store(tmp_path, monkeypatch):
+    from tracked_cls.config import TrackingConfig, find_input, workspace
+
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "store"
+    (elsewhere / "images").mkdir(parents=True)
+    tracking = TrackingConfig(uri=f"sqlite:///{elsewhere / 'mlflow.db'}")
+    assert workspace(tracking) == elsewhere
+    assert workspace(TrackingConfig(uri="http://host:1")) == tmp_path
+    assert find_input("images", tracking, "data.root") == elsewhere / "images"
+    with pytest.raises(UserError, match="data.root: 'nothing' does not exist"):
+        find_input("nothing", tracking, "data.root")
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns"])
+def test_a_folder_as_tracking_store_is_refused(uri):
+    from tracked_cls.config import TrackingConfig, tracking_uri
+
+    with pytest.raises(UserError, match="is a folder; MLflow keeps runs in a database or on a server"):
+        tracking_uri(TrackingConfig(uri=uri))
