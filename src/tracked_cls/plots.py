@@ -1,0 +1,66 @@
+"""Pictures of results, drawn off screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_TRAIN, _VAL, _BEST = "#7a8699", "#1f6feb", "#d1480f"
+_MAX_WRITTEN_CLASSES = 30
+
+
+def curves(history: Mapping[str, Sequence[float]], best_epoch: int, path: Path) -> None:
+    """Draw loss, accuracy and learning rate by epoch; `history` maps metric name to its values for epochs 1, 2, ..."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _lines(loss, history, "loss", best_epoch)
+    _lines(accuracy, history, "accuracy", best_epoch)
+    epochs = range(1, len(history["lr"]) + 1)
+    rate.plot(epochs, history["lr"], color=_VAL, marker=".")
+    _dress(rate, "learning rate", "at the last batch of the epoch")
+    figure.savefig(path, dpi=110)
+
+
+def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix [true, predicted], coloured by the share of each true class."""
+    side = min(3.2 + 0.42 * len(classes), 16)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    if len(classes) <= _MAX_WRITTEN_CLASSES:
+        axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 3 else 0, ha="center")
+        axes.set_yticks(range(len(classes)), classes)
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if share[row, column] > 0.5 else "#24292f"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.savefig(path, dpi=110)
+
+
+def _lines(axes: Axes, history: Mapping[str, Sequence[float]], kind: str, best_epoch: int) -> None:
+    for split, colour in (("train", _TRAIN), ("val", _VAL)):
+        values = history[f"{split}_{kind}"]
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=".", label=split)
+    best = history[f"val_{kind}"][best_epoch - 1]
+    axes.plot([best_epoch], [best], "o", color=_BEST, markersize=8, fillstyle="none", label=f"best: epoch {best_epoch}")
+    axes.legend(frameon=False)
+    _dress(axes, kind, "train: augmented, smoothed" if kind == "loss" else "train: augmented")
+
+
+def _dress(axes: Axes, title: str, note: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(note, loc="right", fontsize=8, color="#57606a")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
