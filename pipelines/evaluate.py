@@ -1,0 +1,23 @@
+"""Score a run, version or alias on a prepared split: `python -m pipelines.evaluate --help`."""
+
+from collections.abc import Sequence
+
+from pipelines.command import command
+from tracked_cls.config import EvaluateConfig, load
+from tracked_cls.console import say
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate one model and say how good it is, and at which classes it is weakest."""
+    cfg = load(EvaluateConfig, argv)
+    from tracked_cls import assessment, tracking  # seconds of imports, after the arguments were checked
+
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        evaluation = assessment.run(cfg, tracker)
+    for line in assessment.lines(evaluation):
+        say(line)
+    say("look:  mlflow ui --port 5000   then open the address above")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,26 @@
+"""Prepare, train, evaluate and predict in one go: `python -m pipelines.main --help`."""
+
+from collections.abc import Sequence
+
+from pipelines.command import command
+from tracked_cls.config import MainConfig, load
+from tracked_cls.console import say
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the whole pipeline and say what came out of each step."""
+    cfg = load(MainConfig, argv)
+    from tracked_cls import assessment, experiment, pipeline, prediction, tracking  # seconds of imports
+
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        whole = pipeline.run(cfg, tracker)
+    steps = [experiment.lines(whole.outcome), assessment.lines(whole.evaluation), prediction.lines(whole.predictions)]
+    for line in [line for step in steps for line in ("", *step)]:
+        say(line)
+    say(f"\nall of it: {whole.url}")
+    say("look:  mlflow ui --port 5000   then open the address above")
+    say("next:  mlflow run . -e predict --env-manager local -P input=FOLDER_OF_IMAGES")
+
+
+if __name__ == "__main__":
+    command(main)

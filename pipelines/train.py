@@ -1,0 +1,24 @@
+"""Train, test, log and register a classifier: `python -m pipelines.train --help`."""
+
+from collections.abc import Sequence
+
+from pipelines.command import command
+from tracked_cls.config import TrainConfig, load
+from tracked_cls.console import say
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train one model and say what it reached and where it is."""
+    cfg = load(TrainConfig, argv)
+    from tracked_cls import experiment, tracking  # seconds of imports, after the arguments were checked
+
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        outcome = experiment.run(cfg, tracker)
+    for line in experiment.lines(outcome):
+        say(line)
+    say("look:  mlflow ui --port 5000   then open the address above")
+    say(f"next:  mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}")
+
+
+if __name__ == "__main__":
+    command(main)

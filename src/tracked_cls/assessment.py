@@ -1,0 +1,171 @@
+"""Evaluation as a use case: a model on a split, with its numbers, tables and pictures in a run of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tracked_cls import evaluation, models, plots, preparation, registry, weights
+from tracked_cls.compute import make_compute
+from tracked_cls.config import EvaluateConfig, ModelConfig
+from tracked_cls.console import say
+from tracked_cls.data.cache import Prepared
+from tracked_cls.data.loaders import Split, open_split
+from tracked_cls.data.preprocess import Preprocess
+from tracked_cls.errors import UserError
+from tracked_cls.evaluation import TOP, EvalReport
+from tracked_cls.models import Shape
+from tracked_cls.serving.classifier import Classifier, read_meta
+from tracked_cls.serving.packaging import Bundle
+from tracked_cls.tracking import Tracker
+
+PARITY_IMAGES = 64
+PARITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found, and where it is kept."""
+
+    run_id: str
+    url: str
+    model: str
+    split: str
+    report: EvalReport
+
+
+def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
+    """Score a run, version or alias on a prepared split; log it to a run that names the model and the data."""
+    address = cfg.evaluate.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
+    bundle, exact = registry.resolve(tracker.client, address)
+    network, meta = load_network(bundle)
+    compute = make_compute(cfg.device, cfg.threads)
+    preprocess = Preprocess.from_dict(meta["preprocess"])
+    prepared = replace(_in_geometry_of(preprocess, cfg, tracker), preprocess=preprocess)
+    _require_same_classes(prepared, meta, address)
+    split = open_split(prepared, cfg.evaluate.split, compute=compute, limit=cfg.limit)
+    with tracker.begin("evaluate", f"evaluate {cfg.data.label} {cfg.evaluate.split}") as tracked:
+        tracked.log_config(cfg)
+        tracked.log_dataset(prepared, [cfg.evaluate.split])
+        tracked.set_tags({"model": exact, "model.address": address, "weights.digest": meta["weights_digest"]})
+        report = score_split(compute.place(network), split, cfg.evaluate.batch_size)
+        tracked.log_metrics(prefixed(report.metrics, cfg.evaluate.split))
+        with TemporaryDirectory() as scratch:
+            write_report(report, Path(scratch), cfg.evaluate.split)
+            tracked.log_folder(Path(scratch))
+    return Evaluation(tracked.run_id, tracked.url, exact, cfg.evaluate.split, report)
+
+
+def load_network(bundle: Bundle) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Rebuild the network of a bundle from its weights and description, never from code that came with it.
+
+    Raises `UserError` where the weights are not those the description names.
+    """
+    meta = read_meta(bundle.meta)
+    architecture = meta["architecture"]
+    network = models.make_model(ModelConfig.model_validate(architecture["model"]), Shape(**architecture["shape"]))
+    weights.load(network, bundle.weights)
+    if weights.digest(network) != meta["weights_digest"]:
+        raise UserError(f"{bundle.weights}: the weights were changed: digest {weights.digest(network)}, "
+                        f"registered {meta['weights_digest']}")  # fmt: skip
+    return network, meta
+
+
+def score_split(network: nn.Module, split: Split, batch_size: int) -> EvalReport:
+    """Evaluate a network on a split."""
+    return evaluation.report(evaluation.score(network, split.eval_batches(batch_size)), split.prepared.manifest.classes)
+
+
+def write_report(report: EvalReport, folder: Path, split: str) -> None:
+    """Write the confusion matrix as picture and table, the per-class table and all numbers below a folder."""
+    for name in ("plots", "tables"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    plots.confusion(report.confusion, report.classes, folder / "plots" / f"{split}_confusion.png")
+    header = ["true \\ predicted", *report.classes]
+    rows = [[name, *counts] for name, counts in zip(report.classes, report.confusion.tolist(), strict=True)]
+    _write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
+    columns = list(report.per_class[0])
+    _write_csv(folder / "tables" / f"{split}_per_class.csv", columns, [list(row.values()) for row in report.per_class])
+    (folder / "tables" / f"{split}_metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
+
+
+def prefixed(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Return metrics under the names they have in MLflow: ``test_accuracy``."""
+    return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def parity(network: nn.Module, bundle: Bundle, split: Split) -> float:
+    """Return the largest difference in probability between a network and its ONNX form, on real images."""
+    sample = replace(split, indices=split.indices[:PARITY_IMAGES])
+    logits = evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits.astype(np.float64)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    ours = exponents / exponents.sum(axis=1, keepdims=True)
+    theirs = Classifier.load(bundle.onnx, bundle.meta).probabilities_of(np.asarray(split.prepared.pixels[sample.indices]))
+    return float(np.abs(ours - theirs).max())
+
+
+def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
+    """Return one line for each of the classes with the lowest F1."""
+    rows = sorted(report.per_class, key=lambda row: float(row["f1"]))[:worst]
+    return [f"    {row['class']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, f1 {row['f1']:.3f}, "
+            f"{row['support']} images" for row in rows]  # fmt: skip
+
+
+def _in_geometry_of(preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracker) -> Prepared:
+    """Return the data as the model wants to see them: as prepared if that fits, else prepared anew at its size."""
+    prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
+    geometry = preprocess.geometry
+    if prepared.preprocess.geometry == geometry:
+        return prepared
+    say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images: preparation the data for it")
+    fitting = cfg.data.model_copy(
+        update={
+            "image_size": geometry.image_size,
+            "channels": geometry.channels,
+            "fit": geometry.fit,
+            "interpolation": geometry.interpolation,
+        }
+    )
+    return preparation.open_or_prepare(fitting, cfg.tracking, tracker)
+
+
+def _require_same_classes(prepared: Prepared, meta: Mapping[str, Any], address: str) -> None:
+    theirs, ours = list(meta["classes"]), list(prepared.manifest.classes)
+    if theirs != ours:
+        missing, strange = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise UserError(
+            f"{address} was trained for other classes than {prepared.manifest.name!r} has: "
+            f"unknown to the model: {_some(missing)}; not in the data: {_some(strange)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def lines(evaluation: Evaluation) -> list[str]:
+    """Return what a person wants to know at the end of an evaluation."""
+    metrics = evaluation.report.metrics
+    return [
+        f"evaluate: {evaluation.model} on {evaluation.split}: accuracy {metrics['accuracy']:.4f}, "
+        f"top-{TOP} {metrics[f'top{TOP}_accuracy']:.4f}, loss {metrics['loss']:.4f}, "
+        f"f1_macro {metrics['f1_macro']:.4f}",
+        f"  run:   {evaluation.url}",
+        "  weakest classes:",
+        *_per_class_lines(evaluation.report),
+    ]

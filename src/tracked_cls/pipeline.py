@@ -1,0 +1,71 @@
+"""The whole way in one go: prepare, train, evaluate, predict, as one run with the others nested in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracked_cls import assessment, experiment, prediction, registry
+from tracked_cls.assessment import Evaluation
+from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, workspace
+from tracked_cls.config.sections import EvaluateSection, PredictSection
+from tracked_cls.console import say
+from tracked_cls.data.cache import Prepared
+from tracked_cls.experiment import Outcome
+from tracked_cls.prediction import Predictions
+from tracked_cls.report import to_png
+from tracked_cls.tracking import Tracker
+
+EXAMPLES = 50
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What each step of the pipeline reached."""
+
+    url: str
+    outcome: Outcome
+    evaluation: Evaluation
+    predictions: Predictions
+
+
+def run(cfg: MainConfig, tracker: Tracker) -> Whole:
+    """Prepare the data, train on them, evaluate the trained model, and let the champion label some test images."""
+    with tracker.begin("pipeline", f"pipeline {cfg.model.name} on {cfg.data.label}") as parent:
+        nested = tracker.within(parent)
+        parent.log_params({"model": cfg.model.name, "seed": cfg.seed, "epochs": cfg.epochs})
+        outcome = experiment.run(cfg, nested)
+        say("evaluate: the trained model on the test split")
+        evaluation = assessment.run(_evaluate(cfg, outcome), nested)
+        say(f"predict: the {registry.CHAMPION} labels {EXAMPLES} test images, as if nobody had")
+        predictions = prediction.run(_predict(cfg, outcome), nested)
+        parent.log_metrics(assessment.prefixed(evaluation.report.metrics, evaluation.split))
+        parent.log_metrics({"val_accuracy_best": outcome.val_accuracy, "best_epoch": outcome.best_epoch})
+        parent.set_tags({"train.run": outcome.run_id, "model": evaluation.model})
+    return Whole(parent.url, outcome, evaluation, predictions)
+
+
+def _evaluate(cfg: MainConfig, outcome: Outcome) -> EvaluateConfig:
+    return EvaluateConfig(
+        device=cfg.device,
+        threads=cfg.threads,
+        limit=cfg.limit,
+        data=cfg.data,
+        evaluate=EvaluateSection(model=f"runs:/{outcome.run_id}"),
+        tracking=cfg.tracking,
+    )
+
+
+def _predict(cfg: MainConfig, outcome: Outcome) -> PredictConfig:
+    folder = workspace(cfg.tracking) / cfg.checkpoint.store / f"examples-{outcome.prepared.manifest.digest}"
+    _write_examples(outcome.prepared, folder)
+    has_champion = outcome.promotion.verdict != "not registered" or cfg.promote.auto == "first"
+    model = None if has_champion else f"runs:/{outcome.run_id}"
+    return PredictConfig(data=cfg.data, predict=PredictSection(input=str(folder), model=model), tracking=cfg.tracking)
+
+
+def _write_examples(prepared: Prepared, folder: Path) -> None:
+    """Write the first test images as PNG files, named by their place in the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in prepared.manifest.indices("test")[:EXAMPLES]:
+        (folder / f"{index:06d}.png").write_bytes(to_png(prepared.pixels[index]))

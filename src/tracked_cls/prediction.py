@@ -1,0 +1,176 @@
+"""Labels for images nobody labelled: a folder in, a CSV out, every row traceable to the model and its run."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tracked_cls import registry
+from tracked_cls.config import PredictConfig, find_input, workspace
+from tracked_cls.console import progress
+from tracked_cls.data.decode import Pixels, RejectedImage, decode, read_file
+from tracked_cls.data.sources import list_images
+from tracked_cls.errors import UserError
+from tracked_cls.serving.classifier import Classifier
+from tracked_cls.tracking import Tracker
+
+COLUMNS = ("image_id", "label", "probability")
+_SHOWN = 10  # unreadable files named on the terminal
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image that got no label, and why."""
+
+    image_id: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Where the labels are, and what they look like as a whole."""
+
+    run_id: str
+    url: str
+    model: str
+    output: Path
+    count_by_label: Counter[str]
+    rejected: list[Rejected]
+
+
+def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
+    """Label every image of ``predict.input``; files that are no image are listed beside the output, not fatal."""
+    files = find_images(cfg)
+    address = cfg.predict.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
+    bundle, exact = registry.resolve(tracker.client, address)
+    classifier = Classifier.load(bundle.onnx, bundle.meta)
+    with tracker.begin("predict", f"predict {files[0][1].parent.name or 'images'}") as tracked:
+        output = _output(cfg, tracked.run_id)
+        tracked.log_config(cfg)
+        tracked.set_tags({"model": exact, "model.address": address, "weights.digest": classifier.meta["weights_digest"]})
+        labels, rejected = _write(files, classifier, output, cfg)
+        tracked.log_metrics({"num_images": sum(labels.values()), "num_rejected": len(rejected)})
+        tracked.log_file(output, "tables")
+    return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
+
+
+def find_images(cfg: PredictConfig) -> list[tuple[str, Path]]:
+    """Return (image_id, path) of every image of ``predict.input``, in the order of their names.
+
+    An image_id is the path relative to the input, so it is unique where two folders hold the same file name.
+    """
+    assert cfg.predict.input is not None, "checked when the configuration was read"
+    root = find_input(cfg.predict.input, cfg.tracking, "predict.input")
+    if root.is_file():
+        return [(root.name, root)]
+    files = [(name, root / name) for name in list_images(root)]
+    if not files:
+        raise UserError(f"predict.input: no images below {str(root)!r}")
+    return files
+
+
+def _output(cfg: PredictConfig, run_id: str) -> Path:
+    home = workspace(cfg.tracking)
+    stem = Path(str(cfg.predict.input)).absolute().stem
+    output = home / (cfg.predict.output or f"predictions/{stem}-{run_id[:8]}.csv")
+    if output.is_dir():
+        raise UserError(f"predict.output: {str(output)!r} is a folder; name a CSV file")
+    if output.exists() and not cfg.predict.overwrite:
+        raise UserError(f"predict.output: {str(output)!r} exists; set predict.overwrite=true to replace it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _write(
+    files: Sequence[tuple[str, Path]], classifier: Classifier, output: Path, cfg: PredictConfig
+) -> tuple[Counter[str], list[Rejected]]:
+    """Write the CSV under a temporary name first, so that a half-written one is never taken for whole."""
+    labels: Counter[str] = Counter()
+    rejected: list[Rejected] = []
+    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _write_rows(file, files, classifier, cfg, labels, rejected)
+        if not labels:
+            raise UserError(f"none of the {len(files)} files below {cfg.predict.input!r} can be read: {rejected[0].reason}")
+        _write_rejected(_beside(output), rejected)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return labels, rejected
+
+
+def _write_rows(
+    file: TextIO,
+    files: Sequence[tuple[str, Path]],
+    classifier: Classifier,
+    cfg: PredictConfig,
+    labels: Counter[str],
+    rejected: list[Rejected],
+) -> None:
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    for batch in _decoded(files, cfg):
+        good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, Rejected)]
+        rejected.extend(pixels for _, pixels in batch if isinstance(pixels, Rejected))
+        if not good:
+            continue
+        table = classifier.probabilities([pixels for _, pixels in good])
+        for (name, _), row in zip(good, table, strict=True):
+            label = classifier.classes[int(row.argmax())]
+            writer.writerow([name, label, f"{row.max():.6f}"])
+            labels[label] += 1
+
+
+def _decoded(files: Sequence[tuple[str, Path]], cfg: PredictConfig) -> Iterator[list[tuple[str, Pixels | Rejected]]]:
+    """Yield batches of (image_id, pixels or why there are none); the next batch is decoded while one is scored."""
+    size = cfg.predict.batch_size
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor(cfg.predict.workers or os.cpu_count()) as pool:
+        ahead = [pool.map(_read, batch) for batch in batches[:1]]
+        for index, batch in enumerate(progress(batches, len(batches), "predicting", unit="batch")):
+            ahead += [pool.map(_read, following) for following in batches[index + 1 : index + 2]]
+            yield list(zip([name for name, _ in batch], ahead.pop(0), strict=True))
+
+
+def _read(file: tuple[str, Path]) -> Pixels | Rejected:
+    name, path = file
+    try:
+        return decode(read_file(path))
+    except RejectedImage as error:
+        return Rejected(name, error.code, error.reason)
+
+
+def _beside(output: Path) -> Path:
+    return output.with_suffix(".rejected.csv")
+
+
+def _write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    if not rejected:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image_id", "code", "reason"))
+        writer.writerows((item.image_id, item.code, item.reason) for item in rejected)
+
+
+def lines(predictions: Predictions) -> list[str]:
+    """Return what a person wants to know at the end of a prediction."""
+    counts = ", ".join(f"{label} {count}" for label, count in predictions.count_by_label.most_common(10))
+    text = [
+        f"predict: {predictions.count_by_label.total():,} images labelled by {predictions.model}: {counts}",
+        f"  run:    {predictions.url}",
+        f"  labels: {predictions.output}",
+    ]
+    if predictions.rejected:
+        text.append(f"  {len(predictions.rejected)} files could not be read, listed in {_beside(predictions.output)}:")
+        text += [f"    {item.image_id}: {item.code}, {item.reason}" for item in predictions.rejected[:_SHOWN]]
+    return text

@@ -1,0 +1,55 @@
+"""Registration of a trained model, and the rule by which a version becomes champion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tracked_cls import registry
+from tracked_cls.registry import CHALLENGER, CHAMPION, Version
+from tracked_cls.tracking import Tracker
+
+_SCORE = "test_accuracy"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a model: `version` is None where it was not registered."""
+
+    verdict: str  # promoted | kept | not registered
+    reason: str
+    version: Version | None = None
+
+
+def register(tracker: Tracker, name: str, model_uri: str, *, run_id: str, tags: Mapping[str, str], auto: str) -> Promotion:
+    """Register a model as ``promote.auto`` says, and move ``champion`` to it by the rule.
+
+    The rule: the first version becomes champion; a later one if its test accuracy on the same data is higher.
+    """
+    client = tracker.client
+    champion = registry.by_alias(client, name, CHAMPION)
+    if auto == "never":
+        return Promotion("not registered", "promote.auto=never")
+    if auto == "first" and champion is not None and champion.tags.get("weights.digest") != tags["weights.digest"]:
+        reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
+        return Promotion("not registered", reason)
+    version = registry.register(client, name, model_uri, run_id=run_id, tags=tags)
+    verdict, reason = _judge(version, tags, champion)
+    if verdict == "promoted":
+        registry.set_alias(client, version, CHAMPION)
+    elif champion is None or version.number != champion.number:
+        registry.set_alias(client, version, CHALLENGER)
+    registry.tag_version(client, version, {"promotion.verdict": verdict, "promotion.reason": reason})
+    return Promotion(verdict, reason, version)
+
+
+def _judge(version: Version, tags: Mapping[str, str], champion: Version | None) -> tuple[str, str]:
+    if champion is None:
+        return "promoted", "the first version"
+    if champion.number == version.number:
+        return "kept", f"{version.uri} with the same weights is champion already"
+    if champion.tags.get("data.digest") != tags["data.digest"]:
+        return "kept", f"{champion.uri} was tested on other data ({champion.tags.get('data.digest')}): no comparison"
+    ours, theirs = float(tags[_SCORE]), float(champion.tags[_SCORE])
+    comparison = f"{_SCORE} {ours:.4f} against {theirs:.4f} of {champion.uri}"
+    return ("promoted" if ours > theirs else "kept"), comparison

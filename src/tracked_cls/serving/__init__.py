@@ -1,0 +1,1 @@
+"""The model as users of it see it: images in, labels and probabilities out."""

@@ -1,0 +1,323 @@
+"""Runs in MLflow: opened, written to and ended with a status that tells the truth.
+
+Everything goes through `MlflowClient` by run id, so that several runs can be open in one process and none is picked up by
+accident.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tracked_cls.config import Section, TrackingConfig, flatten, to_yaml, tracking_uri
+from tracked_cls.config.tree import show
+from tracked_cls.data.cache import Prepared
+from tracked_cls.errors import Interrupted, StopRun, UserError
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+for _name, _value in _QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402 - reads its settings while it is imported
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+
+# what they say below these levels is about themselves, not about the run
+_LOG_LEVELS = {"alembic": logging.WARNING, "mlflow": logging.WARNING, "mlflow.utils.environment": logging.ERROR}
+_PARAMS_PER_CALL = 100
+_LONGEST_PARAM = 6000
+_CONNECT_SECONDS = 5.0
+_LIBRARIES = ("mlflow", "numpy", "onnxruntime", "pillow", "scikit-learn", "torch", "torchvision")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Run:
+    """One run, open for writing. A metric is keyed by (name, step) and the first value wins."""
+
+    client: MlflowClient
+    experiment_id: str
+    run_id: str
+    uri: str
+    continued: bool = False
+    _seen: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        """Where `mlflow ui` (or the server) shows this run."""
+        base = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def log_config(self, config: Section) -> None:
+        """Log the typed truth as ``config.yaml``, and each option as a param unless `mlflow run` has logged that key."""
+        self.log_params(flatten(config))
+        self.client.log_text(self.run_id, to_yaml(config), "config.yaml")
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log params that the run does not have yet."""
+        known = self.client.get_run(self.run_id).data.params
+        new = [Param(key, show(value)[:_LONGEST_PARAM]) for key, value in params.items() if key not in known]
+        for start in range(0, len(new), _PARAMS_PER_CALL):
+            self.client.log_batch(self.run_id, params=new[start : start + _PARAMS_PER_CALL])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics in one call; what a continued run has at this step already is left as it is."""
+        now = time.time_ns() // 1_000_000
+        new = [Metric(key, float(value), now, step) for key, value in metrics.items() if (key, step) not in self._seen]
+        self._seen.update((metric.key, step) for metric in new)
+        if new:
+            self.client.log_batch(self.run_id, metrics=new)
+
+    def history(self, keys: Sequence[str]) -> dict[str, list[float]]:
+        """Return the values of metrics in the order of their steps."""
+        by_key = {key: self.client.get_metric_history(self.run_id, key) for key in keys}
+        return {key: [metric.value for metric in sorted(found, key=_step)] for key, found in by_key.items()}
+
+    def log_dataset(self, prepared: Prepared, splits: Sequence[str]) -> None:
+        """Record the data set as the run's input, once per split, with the digest of its manifest."""
+        manifest = prepared.manifest
+        source = json.dumps({"folder": str(prepared.folder), "source": prepared.info["source"]})
+        schema = json.dumps({"mlflow_colspec": [{"name": "image", "type": "binary"}, {"name": "label", "type": "string"}]})
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=f"{manifest.name}-{split}",  # MLflow keeps one input per name and digest
+                    digest=manifest.digest,
+                    source_type="tracked_cls",
+                    source=source,
+                    schema=schema,
+                    profile=json.dumps({"num_images": len(manifest.indices(split)), "classes": list(manifest.classes)}),
+                ),
+                [InputTag("mlflow.data.context", {"train": "training", "val": "validation"}.get(split, split))],
+            )
+            for split in splits
+        ]
+        self.client.log_inputs(self.run_id, datasets=inputs)
+        self.set_tags({"data.name": manifest.name, "data.digest": manifest.digest, "content.digest": manifest.content_digest})
+
+    def log_environment(self) -> None:
+        """Store the versions that the numbers came from."""
+        self.client.log_dict(self.run_id, _environment(), "environment.json")
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Upload one file, into a folder of the run's artifacts."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_folder(self, folder: Path) -> None:
+        """Upload everything in a local folder, keeping its layout."""
+        self.client.log_artifacts(self.run_id, str(folder))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; every value becomes text, as servers want it."""
+        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def end(self, status: str) -> None:
+        """End the run FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """A connection to the tracking store that opens runs in one experiment."""
+
+    client: MlflowClient
+    experiment_id: str
+    uri: str
+    run_name: str | None = None
+    adoptable: str | None = None
+    parent: str | None = None
+
+    def within(self, run: Run) -> Tracker:
+        """Return a tracker whose runs are nested in `run`."""
+        return replace(self, parent=run.run_id, adoptable=None, run_name=None)
+
+    def beside(self) -> Tracker:
+        """Return a tracker whose runs never adopt the one that `mlflow run` opened."""
+        return replace(self, adoptable=None, run_name=None)
+
+    @contextmanager
+    def begin(self, kind: str, name: str, *, continue_id: str | None = None) -> Iterator[Run]:
+        """Open a run: the one to continue, else the one `mlflow run` opened, else a new one; end it with what happened.
+
+        FINISHED after the block, KILLED when a signal interrupts it, FAILED on an error, as told by `StopRun`.
+        """
+        run = self._reopen(continue_id) or self._adopt(name) or self._create(name)
+        try:
+            run.set_tags({"kind": kind, **_origin()})
+            yield run
+        except StopRun as stop:
+            run.set_tags({"stopped": stop.reason})
+            run.end(stop.status)
+            raise
+        except (Interrupted, KeyboardInterrupt):
+            run.end("KILLED")
+            raise
+        except BaseException as error:
+            run.set_tags({"error": f"{type(error).__name__}: {error}"[:500]})
+            run.end("FAILED")
+            raise
+        run.end("FINISHED")
+
+    def _reopen(self, run_id: str | None) -> Run | None:
+        if run_id is None:
+            return None
+        try:
+            found = self.client.get_run(run_id)
+        except MlflowException:  # another store, or deleted for good: the local state goes on in a new run
+            return None
+        if found.info.lifecycle_stage != "active":
+            return None
+        self.client.update_run(run_id, status="RUNNING")
+        if self.adoptable not in (None, run_id):
+            self._point_to(run_id)
+        run = Run(self.client, found.info.experiment_id, run_id, self.uri, continued=True)
+        for key in found.data.metrics:
+            run._seen.update((key, metric.step) for metric in self.client.get_metric_history(run_id, key))
+        return run
+
+    def _point_to(self, run_id: str) -> None:
+        """End the run that `mlflow run` opened as a pointer to the one that goes on."""
+        pointer = Run(self.client, self.experiment_id, str(self.adoptable), self.uri)
+        pointer.set_tags({"kind": "resume", "continues": run_id})
+        pointer.end("FINISHED")
+
+    def _adopt(self, name: str) -> Run | None:
+        if self.adoptable is None:
+            return None
+        found = self.client.get_run(self.adoptable)
+        if self.run_name or _is_generated(found.info.run_name):
+            self.client.update_run(self.adoptable, name=self.run_name or name)
+        return Run(self.client, found.info.experiment_id, self.adoptable, self.uri)
+
+    def _create(self, name: str) -> Run:
+        tags = resolve_tags({"mlflow.parentRunId": self.parent} if self.parent else {})
+        run = self.client.create_run(self.experiment_id, run_name=self.run_name or name, tags=tags)
+        return Run(self.client, self.experiment_id, run.info.run_id, self.uri)
+
+
+@contextmanager
+def open_tracker(cfg: TrackingConfig) -> Iterator[Tracker]:
+    """Connect to the tracking store, creating an sqlite store where there is none.
+
+    Raises `UserError` within seconds where a server does not answer.
+    """
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    uri = tracking_uri(cfg)
+    if uri.startswith("sqlite:///"):
+        _create_sqlite(Path(uri.removeprefix("sqlite:///")))
+    elif uri.startswith("http"):
+        _reach(uri)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    adoptable = os.environ.pop("MLFLOW_RUN_ID", None)
+    yield Tracker(client, _experiment(client, cfg, uri, adoptable), uri, cfg.run_name, adoptable)
+
+
+def _create_sqlite(path: Path) -> None:
+    """Create the database once, in one process: several that start together on none crash each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # writers and readers in parallel: a tenth of the longest wait
+
+
+def _reach(uri: str) -> None:
+    parts = urlsplit(uri)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"tracking.uri: the tracking server at {parts.hostname}:{port} does not answer ({error.strerror or error}); "
+            "start it, or set another tracking.uri"
+        ) from None
+
+
+def _experiment(client: MlflowClient, cfg: TrackingConfig, uri: str, adoptable: str | None) -> str:
+    """Return the experiment's id by MLflow's own rules: environment by id, then by name, else Default."""
+    by_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    name = cfg.experiment or (None if by_id else os.environ.get("MLFLOW_EXPERIMENT_NAME"))
+    if name is None:
+        return by_id or "0"
+    found = client.get_experiment_by_name(name)
+    if adoptable is not None and (found is None or found.experiment_id != by_id):
+        raise UserError(
+            f"tracking.experiment={name} has no effect under mlflow run, which opened its run in another experiment; "
+            f"use mlflow run --experiment-name {name}"
+        )
+    if found is not None and found.lifecycle_stage != "active":
+        raise UserError(f"tracking.experiment: {name!r} was deleted; restore it, or use another name")
+    if found is not None:
+        return str(found.experiment_id)
+    is_local = uri.startswith("sqlite:///")
+    location = (Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri() if is_local else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _origin() -> dict[str, str]:
+    """Return the tags that say which code, where and by which process."""
+    commit = _git("rev-parse", "HEAD")
+    tags = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    if commit is not None:
+        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    if not (_CHECKOUT / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(_CHECKOUT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _is_generated(name: str | None) -> bool:
+    """Whether MLflow made a run's name up (``gifted-deer-113``), so that ours may replace it."""
+    return name is None or re.fullmatch(r"[a-z]+-[a-z]+-\d{1,4}", name) is not None
+
+
+def _step(metric: Metric) -> int:
+    return int(metric.step)

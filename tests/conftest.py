@@ -1,0 +1,54 @@
+"""Shared parts: a tracking store of its own for every test session, and one trained model to look at from many sides."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "src"))
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(name, None)
+
+PARAMS = ["--params", str(ROOT / "params" / "train.yaml")]
+
+
+def fast(**options):
+    """Return the words of a training that takes seconds; options are given with `__` for the dot."""
+    words = {"model": "small_cnn", "epochs": 3, "threads": 2, **options}
+    return [*PARAMS, *(word for key, value in words.items() for word in (f"--{key.replace('__', '.')}", str(value)))]
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with a migrated tracking store: making one takes seconds, so the session shares it."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def store(home):
+    """The options that point a command at the session's tracking store."""
+    return ["--tracking.uri", f"sqlite:///{home / 'mlflow.db'}"]
+
+
+@pytest.fixture(scope="session")
+def trained(store):
+    """The outcome of a short training on the digits, registered as their first champion."""
+    from tracked_cls import experiment, tracking
+    from tracked_cls.config import TrainConfig, load
+
+    cfg = load(TrainConfig, [*fast(), *store])
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        return experiment.run(cfg, tracker)
+
+
+@pytest.fixture
+def client(store, trained):
+    """A client of the session's store, which exists once `trained` does."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(store[1])

@@ -1,0 +1,227 @@
+"""The commands as a person types them: exit codes, one clear line for a mistake, and no waiting for it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import PARAMS, ROOT, fast
+
+
+def _command(verb, *words, cwd, **options):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    command = [sys.executable, "-m", f"pipelines.{verb}", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def _light(verb, *words):
+    """Run a verb in a fresh interpreter and fail if it imported torch or mlflow before it answered."""
+    code = (
+        f"import sys; from pipelines.command import command; from pipelines.{verb} import main\n"
+        "import atexit\n"
+        "atexit.register(lambda: print('HEAVY', [m for m in ('torch', 'mlflow', 'sklearn', 'pandas') if m in sys.modules]))\n"
+        f"sys.argv[1:] = {list(words)!r}\n"
+        "command(main)"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("verb", ["main", "prepare", "train", "tune", "evaluate", "predict"])
+def test_help_answers_without_heavy_imports(verb):
+    done = _light(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"mlflow run . -e {verb}" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("train", ["--epochs", "ten"], "epochs must be a whole number"),
+        ("train", ["--optimizer.lr", "-1"], "optimizer.lr must be a number > 0"),
+        ("train", ["--lr", "0.1"], "unknown option --lr; did you mean 'optimizer.lr'?"),
+        ("evaluate", ["--split", "tset"], "evaluate.split must be one of train, val, test, got 'tset'; did you mean 'test'?"),
+        ("predict", [], "predict.input is required"),
+        ("prepare", ["--params", "nope.yaml"], "params file 'nope.yaml' does not exist"),
+    ],
+)
+def test_a_mistake_answers_with_one_line_and_code_2_without_heavy_imports(verb, words, message):
+    done = _light(verb, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert "HEAVY []" in done.stdout
+
+
+def _picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((12, 12), value, np.uint8)).save(path)
+
+
+def _missing(folder):
+    return {"data__source": "folder", "data__root": folder / "nowhere"}, "data.root: "
+
+
+def _empty(folder):
+    (folder / "empty").mkdir()
+    return {"data__source": "folder", "data__root": folder / "empty"}, "no images in it"
+
+
+def _one_class(folder):
+    _picture(folder / "one" / "cat" / "1.png")
+    return {"data__source": "folder", "data__root": folder / "one"}, "a classifier needs at least 2 classes"
+
+
+def _too_few(folder):
+    for index in range(9):
+        _picture(folder / "few" / "cat" / f"{index}.png", index)
+    _picture(folder / "few" / "dog" / "1.png", 100)
+    return {"data__source": "folder", "data__root": folder / "few"}, "'dog'"
+
+
+def _nothing_readable(folder):
+    for name in ("cat", "dog"):
+        (folder / "bad" / name).mkdir(parents=True)
+        (folder / "bad" / name / "1.png").write_text("text")
+    return {"data__source": "folder", "data__root": folder / "bad"}, "none of the 2 images can be used"
+
+
+def _unknown_model(folder):
+    return {"model": "resnt18"}, "unknown model 'resnt18'; did you mean 'resnet18'?"
+
+
+def _model_too_big(folder):
+    return {"model": "alexnet"}, "model alexnet cannot take 1x32x32 images"
+
+
+def _no_gpu(folder):
+    return {"device": "cuda:99"}, "device 'cuda:99' is not there"
+
+
+def _limit_too_small(folder):
+    return {"limit": 3}, "limit must be at least the number of classes (10), got 3"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [_missing, _empty, _one_class, _too_few, _nothing_readable, _unknown_model, _model_too_big, _no_gpu, _limit_too_small],
+    ids=lambda case: case.__name__.strip("_"),
+)
+def test_a_mistake_in_data_or_model_is_one_line(case, tmp_path, store, trained, capsys):
+    from pipelines.command import command
+    from pipelines.train import main
+
+    options, message = case(tmp_path)
+    code = _in_process(command, main, [*fast(data__store=tmp_path / "data", **options), *store])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    partial = [path for path in (tmp_path / "data").rglob(".partial*")]
+    assert partial == [], "nothing half-written"
+
+
+def _in_process(command, main, words):
+    before = sys.argv, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    sys.argv = ["pipelines", *words]
+    try:
+        command(main)
+    except SystemExit as done:
+        return done.code
+    finally:
+        sys.argv = before[0]
+        signal.signal(signal.SIGINT, before[1])
+        signal.signal(signal.SIGTERM, before[2])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("runs:/0123456789abcdef0123456789abcdef", "there is no such run"),
+        ("models:/digits-classifier@nobody", "model 'digits-classifier' has no 'nobody'; it has @champion"),
+        ("models:/digits-classifier/77", "model 'digits-classifier' has no '77'"),
+        ("models:/digit-classifier@champion", "there is no registered model 'digit-classifier' (digits-classifier)"),
+        ("champion", "'champion' is no model address; use runs:/<id>"),
+        ("models:/../etc@champion", "is no model address"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_one_line(address, message, store, trained, capsys):
+    from pipelines.command import command
+    from pipelines.evaluate import main
+
+    assert _in_process(command, main, [*PARAMS, *store, "--model", address]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_without_a_model_is_one_line(store, trained, client, capsys):
+    from pipelines.command import command
+    from pipelines.evaluate import main
+
+    run = client.create_run("0")
+    assert _in_process(command, main, [*PARAMS, *store, "--model", f"runs:/{run.info.run_id}"]) == 2
+    assert "the run logged no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_a_server_that_is_down_is_one_line_within_seconds(verb, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    _picture(tmp_path / "a.png")
+    words = ["--input", str(tmp_path / "a.png")] if verb == "predict" else []
+    done = _command(verb, *PARAMS, "--tracking.uri", address, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: tracking.uri: the tracking server at {address.removeprefix('http://')} does not answer"
+    )
+
+
+def test_classes_the_model_does_not_know_are_named(tmp_path, store, trained, capsys):
+    from pipelines.command import command
+    from pipelines.evaluate import main
+
+    for name in ("0", "1", "cat"):
+        for index in range(4):
+            _picture(tmp_path / "in" / name / f"{index}.png", index)
+    words = ["--data.source", "folder", "--data.root", str(tmp_path / "in"), "--data.store", str(tmp_path / "data")]
+    assert _in_process(command, main, [*PARAMS, *store, *words, "--model", "models:/digits-classifier@champion"]) == 2
+    assert "unknown to the model: cat; not in the data: 2, 3, 4, 5, 6 and 3 more" in capsys.readouterr().err
+
+
+def test_tune_says_that_it_is_not_there_yet():
+    done = _light("tune")
+    assert done.returncode == 2
+    assert "tune is not there yet" in done.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_is_saved_and_the_same_command_continues_it(tmp_path, store, client, signum, code):
+    words = [*fast(epochs=12, limit=300, seed=code, checkpoint__store=tmp_path), *store]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipelines.train", *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = iter(process.stdout.readline, "")
+    next(line for line in lines if line.startswith("epoch  2/12"))
+    process.send_signal(signum)
+    rest = "".join(lines)
+    assert process.wait(60) == code, process.stderr.read()
+    assert "interrupted: saved after epoch" in rest
+    (run_file,) = tmp_path.glob("*/001/run.json")
+    run_id = run_file.read_text().split('"')[3]
+    assert client.get_run(run_id).info.status == "KILLED"
+
+    done = subprocess.run([*command], env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert "continuing an interrupted run after epoch" in done.stdout
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run_id, "val_loss")]
+    assert sorted(steps) == list(range(1, 13)), "one value per epoch, none doubled"

@@ -1,0 +1,207 @@
+"""The main job on the embedded digits: what a run leaves in MLflow, and what can be done with it afterwards."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import PARAMS, fast
+from tracked_cls import assessment, experiment, prediction, preparation, tracking
+from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load
+from tracked_cls.errors import UserError
+
+BY_EPOCH = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "epoch_seconds", "images_per_second"]
+
+
+@pytest.fixture
+def run_of(client, trained):
+    return client.get_run(trained.run_id)
+
+
+def _do(use_case, cls, words):
+    cfg = load(cls, words)
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        return use_case(cfg, tracker)
+
+
+@pytest.mark.parametrize("key", BY_EPOCH)
+def test_each_epoch_has_one_value_at_its_step(client, trained, key):
+    assert sorted(metric.step for metric in client.get_metric_history(trained.run_id, key)) == [1, 2, 3]
+
+
+def test_the_run_is_finished_and_says_what_it_is(run_of):
+    assert run_of.info.status == "FINISHED"
+    assert run_of.info.run_name == "small_cnn on digits"
+    assert run_of.data.tags["kind"] == "train"
+    assert {"data.digest", "content.digest", "host", "pid", "promotion.verdict"} <= set(run_of.data.tags)
+
+
+def test_params_are_the_flat_configuration(run_of, store):
+    expected = flatten(load(TrainConfig, [*fast(), *store]))
+    assert set(run_of.data.params) == set(expected)
+    assert run_of.data.params["model"] == "small_cnn"
+    assert run_of.data.params["optimizer.lr"] == "0.004"
+
+
+def test_the_typed_truth_reproduces_the_configuration(client, run_of, trained, tmp_path, store):
+    path = client.download_artifacts(trained.run_id, "config.yaml", str(tmp_path))
+    assert load(TrainConfig, ["--params", path]) == load(TrainConfig, [*fast(), *store])
+
+
+def test_results_are_logged_once(run_of, trained):
+    metrics = run_of.data.metrics
+    assert metrics["test_accuracy"] == trained.test.metrics["accuracy"]
+    assert metrics["val_accuracy_best"] == trained.val_accuracy
+    assert metrics["best_epoch"] == trained.best_epoch
+    assert metrics["parity_max_difference"] < 1e-4
+
+
+def test_a_short_training_learns(trained):
+    assert trained.test.metrics["accuracy"] > 0.9
+
+
+def test_pictures_and_tables_lie_in_the_run(client, trained, tmp_path):
+    names = {item.path for folder in ("plots", "tables") for item in client.list_artifacts(trained.run_id, folder)}
+    assert names == {
+        "plots/curves.png",
+        "plots/test_confusion.png",
+        "tables/test_confusion.csv",
+        "tables/test_per_class.csv",
+        "tables/test_metrics.json",
+    }
+    with Image.open(client.download_artifacts(trained.run_id, "plots/curves.png", str(tmp_path))) as picture:
+        assert picture.width > 600
+    environment = json.loads(Path(client.download_artifacts(trained.run_id, "environment.json", str(tmp_path))).read_text())
+    assert environment["packages"]["torch"] != "not installed"
+
+
+def test_the_data_set_is_an_input_of_the_run(run_of, trained):
+    inputs = run_of.inputs.dataset_inputs
+    assert {item.tags[0].value for item in inputs} == {"training", "validation", "test"}
+    assert {item.dataset.name for item in inputs} == {"digits-train", "digits-val", "digits-test"}
+    assert {item.dataset.digest for item in inputs} == {trained.prepared.manifest.digest}
+
+
+def test_preparation_has_a_run_of_its_own(client, trained):
+    (found,) = [run for run in client.search_runs(["0"]) if run.data.tags.get("kind") == "prepare"][-1:]
+    assert found.info.run_id != trained.run_id
+    assert found.data.metrics["num_images"] == 1797
+    assert {item.path for item in client.list_artifacts(found.info.run_id)} == {"config.yaml", "report.html", "report.json"}
+
+
+def test_the_first_version_is_champion_and_leads_back_to_run_and_data(client, trained):
+    version = client.get_model_version_by_alias("digits-classifier", "champion")
+    assert version.run_id == trained.run_id
+    assert version.tags["run.id"] == trained.run_id
+    assert version.tags["data.digest"] == trained.prepared.manifest.digest
+    assert float(version.tags["test_accuracy"]) == trained.test.metrics["accuracy"]
+    assert version.tags["promotion.verdict"] == "promoted"
+
+
+def test_preparing_unchanged_data_does_nothing_and_says_so(trained, store):
+    again = _do(preparation.run, PrepareConfig, [*PARAMS, *store])
+    assert not again.is_new
+    assert again.prepared.folder == trained.prepared.folder
+    assert "unchanged, nothing to do" in preparation.lines(again)[0]
+
+
+@pytest.mark.parametrize("address", ["runs:/{run}", "models:/digits-classifier/1", "models:/digits-classifier@champion", None])
+def test_evaluate_gives_the_numbers_of_training_for_every_address(trained, client, store, address):
+    words = ["--model", address.format(run=trained.run_id)] if address else []
+    evaluation = _do(assessment.run, EvaluateConfig, [*PARAMS, *store, "--threads", "2", *words])
+    assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
+    run = client.get_run(evaluation.run_id)
+    assert run.data.tags["kind"] == "evaluate"
+    assert run.data.tags["model"].startswith("models:/")
+    assert run.data.tags["data.digest"] == trained.prepared.manifest.digest
+    assert "plots/test_confusion.png" in {item.path for item in client.list_artifacts(evaluation.run_id, "plots")}
+
+
+def test_evaluate_prepares_the_data_at_the_size_of_the_model(trained, store):
+    words = [*PARAMS, *store, "--threads", "2", "--data.image_size", "24"]
+    evaluation = _do(assessment.run, EvaluateConfig, words)
+    assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
+
+
+@pytest.fixture
+def pictures(trained, tmp_path):
+    """Test digits as PNG files, two of the same name in different folders, and a file that is none."""
+    manifest = trained.prepared.manifest
+    labels = {}
+    for place, index in enumerate(manifest.indices("test")[:6]):
+        path = tmp_path / "in" / f"folder{place % 2}" / f"{place // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(trained.prepared.pixels[index][:, :, 0]).save(path)
+        labels[path.relative_to(tmp_path / "in").as_posix()] = manifest.classes[manifest.labels[index]]
+    (tmp_path / "in" / "notes.png").write_text("not a picture")
+    return tmp_path / "in", labels
+
+
+def test_predict_labels_every_image_and_lists_the_bad_ones(client, store, pictures, tmp_path):
+    folder, labels = pictures
+    output = tmp_path / "out.csv"
+    words = [*PARAMS, *store, "--input", str(folder), "--output", str(output)]
+    predictions = _do(prediction.run, PredictConfig, words)
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == sorted(labels)
+    assert all(0 <= float(row["probability"]) <= 1 for row in rows)
+    right = sum(labels[row["image_id"]] == row["label"] for row in rows)
+    assert right >= 5, "a model of 95% and more gets six digits nearly all right"
+    assert [(item.image_id, item.code) for item in predictions.rejected] == [("notes.png", "E_NOT_IMAGE")]
+    with output.with_suffix(".rejected.csv").open() as file:
+        assert [row["image_id"] for row in csv.DictReader(file)] == ["notes.png"]
+    run = client.get_run(predictions.run_id)
+    assert run.data.tags["model"] == "models:/digits-classifier/1"
+    assert run.data.metrics["num_images"] == 6
+    assert [item.path for item in client.list_artifacts(predictions.run_id, "tables")] == ["tables/out.csv"]
+
+
+def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
+    folder, _ = pictures
+    output = tmp_path / "out.csv"
+    output.write_text("precious")
+    words = [*PARAMS, *store, "--input", str(folder), "--output", str(output)]
+    with pytest.raises(UserError, match="exists; set predict.overwrite=true"):
+        _do(prediction.run, PredictConfig, words)
+    assert output.read_text() == "precious"
+    _do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
+    assert output.read_text().startswith("image_id,label,probability\n")
+
+
+def test_predict_takes_a_single_file(store, pictures, tmp_path):
+    folder, _ = pictures
+    words = [*PARAMS, *store, "--input", str(folder / "folder0" / "0.png"), "--output", str(tmp_path / "one.csv")]
+    assert _do(prediction.run, PredictConfig, words).count_by_label.total() == 1
+
+
+def test_predict_of_nothing_readable_is_an_error_and_writes_nothing(store, tmp_path, trained):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no")
+    words = [*PARAMS, *store, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out.csv")]
+    with pytest.raises(UserError, match="none of the 1 files"):
+        _do(prediction.run, PredictConfig, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_same_training_again_is_a_new_run_with_the_same_weights(trained, store, client):
+    again = _do(experiment.run, TrainConfig, [*fast(), *store])
+    assert again.run_id != trained.run_id
+    assert again.test.metrics == trained.test.metrics
+    assert again.promotion.version.number == trained.promotion.version.number, "one version per weights digest"
+
+
+def test_another_model_is_not_registered_while_there_is_a_champion(store, trained):
+    other = _do(experiment.run, TrainConfig, [*fast(seed=5, epochs=1), *store])
+    assert other.promotion.verdict == "not registered"
+    assert "promote.auto=first" in other.promotion.reason
+
+
+def test_the_recorded_configuration_is_readable_yaml(client, trained, tmp_path):
+    path = client.download_artifacts(trained.run_id, "config.yaml", str(tmp_path))
+    tree = yaml.safe_load(Path(path).read_text())
+    assert tree["model"]["name"] == "small_cnn"
+    assert tree["optimizer"]["lr"] == 0.004

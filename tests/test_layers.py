@@ -1,0 +1,98 @@
+"""The house has layers: a module imports what stands before it in this list, and nothing else of ours."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
+
+LAYERS = [
+    ["errors", "config", "signals", "console"],
+    [
+        *("data.decode", "data.preprocess", "data.ingest", "data.sources", "data.intake", "data.manifest", "data.cache"),
+        *("randomness", "compute", "transforms", "data.loaders", "models", "weights", "losses", "optim", "metrics"),
+    ],
+    ["evaluation", "training", "checkpoint", "plots", "conversion"],
+    ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
+    ["report", "preparation", "assessment", "promotion", "experiment", "prediction", "pipeline"],
+]
+ORDER = [name for layer in LAYERS for name in layer]
+ONLY_IN = {
+    "mlflow": {"serving.pyfunc", "serving.packaging", "tracking", "registry"},
+    "matplotlib": {"plots"},
+    "torchvision": {"models", "data.sources"},
+    "onnxruntime": {"serving.classifier"},
+    "sqlite3": {"tracking"},
+}
+TRAVELLING = {"errors", "data.decode", "data.preprocess", "serving.classifier", "serving.pyfunc"}
+
+
+def _files():
+    return sorted(path for path in SRC.rglob("*.py") if path.name != "__init__.py")
+
+
+def _name(path):
+    name = ".".join(path.relative_to(SRC).with_suffix("").parts)
+    return "config" if name.startswith("config.") else name
+
+
+def _imports(path):
+    """Yield the full dotted name of every imported module, relative imports resolved."""
+    package = ["tracked_cls", *path.relative_to(SRC).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            module = f"{base}{node.module or ''}".rstrip(".")
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _ours(path):
+    for module in _imports(path):
+        short = module.removeprefix("tracked_cls.")
+        yield from (
+            name for name in ORDER if module.startswith("tracked_cls.") and (short == name or short.startswith(f"{name}."))
+        )
+
+
+def test_every_module_has_its_place():
+    assert {_name(path) for path in _files()} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_a_module_imports_only_what_stands_before_it(path):
+    place = ORDER.index(_name(path))
+    upward = {name for name in _ours(path) if ORDER.index(name) > place}
+    assert not upward
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_a_heavy_library_is_imported_in_its_own_place_only(path):
+    roots = {module.split(".")[0] for module in _imports(path)}
+    strangers = {library for library, places in ONLY_IN.items() if library in roots and _name(path) not in places}
+    assert not strangers
+
+
+@pytest.mark.parametrize("path", [path for path in _files() if _name(path) in TRAVELLING], ids=_name)
+def test_what_travels_with_a_model_imports_its_companions_relatively(path):
+    assert not any(
+        isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("tracked_cls")
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    assert set(_ours(path)) <= TRAVELLING
+
+
+def test_the_travelling_modules_are_the_packaged_ones():
+    from tracked_cls.serving import packaging
+
+    assert {name.removesuffix(".py").replace("/", ".") for name in packaging._TRAVELLING} == TRAVELLING
+
+
+def test_no_code_is_read_from_data():
+    forbidden = ("pickle.load", "weights_only=False", "allow_pickle=True", "shell=True", "eval(", "exec(", "joblib")
+    for path in _files():
+        text = path.read_text().replace(".eval()", "").replace("`", "")
+        assert not [word for word in forbidden if word in text], path
