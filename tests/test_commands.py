@@ -124,7 +124,7 @@ def test_a_mistake_in_data_or_model_is_one_line(case, tmp_path, store, trained, 
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    partial = [path for path in (tmp_path / "data").rglob(".partial*")]
+    partial = list((tmp_path / "data").rglob(".partial*"))
     assert partial == [], "nothing half-written"
 
 

@@ -92,7 +92,7 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
         auto=cfg.promote.auto,
     )
     tracked.set_tags({"promotion.verdict": promoted.verdict, "promotion.reason": promoted.reason})
-    return Outcome(
+    outcome = Outcome(
         run_id=tracked.run_id,
         url=tracked.url,
         model_uri=model_uri,
@@ -102,6 +102,8 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
         promotion=promoted,
         prepared=prepared,
     )
+    tracked.describe(_description(cfg, outcome))
+    return outcome
 
 
 def _loop(
@@ -120,7 +122,7 @@ def _loop(
     saved = time.monotonic()
     for step in _with_bar(training.fit(state, cfg, train=train, val=val), total):
         if isinstance(step, EpochResult):
-            improved = state.record_score(step.val_accuracy, cfg.training.min_delta)
+            improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
             tracked.log_metrics(step.metrics, step=step.epoch)
             say(_epoch_line(cfg, step, improved))
         if isinstance(step, EpochResult) or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
@@ -226,6 +228,18 @@ def _epoch_line(cfg: TrainConfig, result: EpochResult, improved: bool) -> str:
         f"train_loss {result.train_loss:.4f}  train_accuracy {result.train_accuracy:.4f}  "
         f"val_loss {result.val_loss:.4f}  val_accuracy {result.val_accuracy:.4f}  lr {result.lr:.2e}  "
         f"{result.seconds:.1f} s  {result.images_per_second:,.0f} images/s{'  best' if improved else ''}"
+    )
+
+
+def _description(cfg: TrainConfig, outcome: Outcome) -> str:
+    """Return the run's page in three sentences and a command."""
+    metrics = outcome.test.metrics
+    return (
+        f"**{cfg.model.name}** on {outcome.prepared.manifest.name} (data digest `{outcome.prepared.manifest.digest}`): "
+        f"test accuracy **{metrics['accuracy']:.4f}**, validation {outcome.val_accuracy:.4f} in epoch {outcome.best_epoch} "
+        f"of {cfg.epochs}. Registry: {outcome.promotion.verdict}, {outcome.promotion.reason}.\n\n"
+        "Pictures and tables are under *Artifacts*; `config.yaml` there repeats this run: "
+        "`mlflow run . -e train --env-manager local -P params=config.yaml`"
     )
 
 

@@ -24,7 +24,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, path: Path) 
     epochs = range(1, len(history["lr"]) + 1)
     rate.plot(epochs, history["lr"], color=_VAL, marker=".")
     _dress(rate, "learning rate", "at the last batch of the epoch")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
@@ -44,7 +44,7 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path)
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def _lines(axes: Axes, history: Mapping[str, Sequence[float]], kind: str, best_epoch: int) -> None:

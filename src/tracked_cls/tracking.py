@@ -67,7 +67,7 @@ class Run:
     def url(self) -> str:
         """Where `mlflow ui` (or the server) shows this run."""
         base = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
 
     def log_config(self, config: Section) -> None:
         """Log the typed truth as ``config.yaml``, and each option as a param unless `mlflow run` has logged that key."""
@@ -131,6 +131,10 @@ class Run:
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; every value becomes text, as servers want it."""
         self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def describe(self, text: str) -> None:
+        """Set the description that `mlflow ui` shows on the run's page (Markdown)."""
+        self.set_tags({"mlflow.note.content": text})
 
     def end(self, status: str) -> None:
         """End the run FINISHED, FAILED or KILLED."""

@@ -21,6 +21,7 @@ from tracked_cls.metrics import Sums
 from tracked_cls.models import Shape
 from tracked_cls.transforms import Augmentation
 
+_POSITION = ("epoch", "batch", "lr", "best_score", "best_loss", "best_epoch", "hurdle", "stale_epochs")
 _BN_BATCH = 256  # images per batch whose statistics are averaged
 
 
@@ -75,7 +76,9 @@ class TrainState:
     batch: int = 0
     lr: float = 0.0
     best_score: float = -math.inf
+    best_loss: float = math.inf
     best_epoch: int = 0
+    hurdle: float = -math.inf
     stale_epochs: int = 0
 
     @classmethod
@@ -89,13 +92,18 @@ class TrainState:
         )
         return cls(model, optimizer, schedule, Sums.zero(compute.device))
 
-    def record_score(self, score: float, min_delta: float) -> bool:
-        """Note an epoch's validation score; return whether it is the best so far by more than `min_delta`."""
-        improved = score > self.best_score + min_delta
+    def record_score(self, score: float, loss: float, min_delta: float) -> bool:
+        """Note the validation of the epoch that just ended; return whether it is the best so far.
+
+        The best epoch has the highest score and, among equals (small validation sets have many), the lowest loss. An
+        epoch is stale unless its score is more than `min_delta` above the score that last was not.
+        """
+        improved = (score, -loss) > (self.best_score, -self.best_loss)
         if improved:
-            self.best_score, self.best_epoch, self.stale_epochs = score, self.epoch, 0
-        else:
-            self.stale_epochs += 1
+            self.best_score, self.best_loss, self.best_epoch = score, loss, self.epoch
+        self.stale_epochs += 1
+        if score > self.hurdle + min_delta:
+            self.hurdle, self.stale_epochs = score, 0
         return improved
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,9 +113,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "sums": self.sums.state_dict(),
-            "position": {
-                name: getattr(self, name) for name in ("epoch", "batch", "lr", "best_score", "best_epoch", "stale_epochs")
-            },
+            "position": {name: getattr(self, name) for name in _POSITION},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }

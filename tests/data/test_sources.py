@@ -241,7 +241,7 @@ def test_a_set_that_is_not_there_names_folder_and_cure(tmp_path):
 def test_every_set_of_the_table_is_one_of_torchvisions():
     from torchvision import datasets
 
-    from tracked_cls.data.sources import _VISION_SETS
+    from tracked_cls.data.sources.vision import _VISION_SETS
 
     assert {name for name in _VISION_SETS if not hasattr(datasets, name)} == set()
 
