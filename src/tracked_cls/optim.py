@@ -113,7 +113,7 @@ def _onecycle(cfg: SchedulerConfig, optimizer: Optimizer, steps: int, per_epoch:
     share = _set(cfg.warmup_fraction)
     if share * (steps + 1) == 1:  # a rise of no steps at all, by whose length torch would divide
         share *= 1 + 1e-9
-    return torch_schedules.OneCycleLR(optimizer, max_lr=peak, total_steps=steps + 1, pct_start=share)
+    return torch_schedules.OneCycleLR(optimizer, max_lr=peak, total_steps=steps + 1, cycle_momentum=False, pct_start=share)
 
 
 _BODIES: dict[str, Callable[[SchedulerConfig, Optimizer, int, int], Body]] = {

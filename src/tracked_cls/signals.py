@@ -28,9 +28,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: _pending is not None
     finally:
         _deferring = False
-    if _pending is not None:
         signum, _pending = _pending, None
-        raise Interrupted(signum)
+        if signum is not None:
+            raise Interrupted(signum)
 
 
 def _handle(signum: int, _frame: FrameType | None) -> None:

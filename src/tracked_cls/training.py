@@ -166,15 +166,13 @@ def _end_epoch(
     """Validate, move the schedule on and close the books of the epoch."""
     train_loss, train_accuracy = state.sums.mean_loss, state.sums.accuracy  # waits for the device
     seconds = time.perf_counter() - started
-    if not math.isfinite(train_loss):
-        raise StopRun(
-            "FAILED", f"train_loss became {train_loss} in epoch {state.epoch + 1} at lr {state.lr:g}; lower optimizer.lr"
-        )
+    _require_finite("train_loss", train_loss, state)
     if cfg.training.bn_images is not None:
         sample = train.sample(cfg.training.bn_images, seed=cfg.seed, epoch=state.epoch)
         evaluation.refresh_batchnorm(state.model, sample.eval_batches(_BN_BATCH))
     scores = evaluation.score(state.model, val.eval_batches(cfg.training.eval_batch_size))
     val_loss = scores.loss
+    _require_finite("val_loss", val_loss, state)
     images_per_second = (state.sums.count - seen_before) / seconds
     state.epoch, state.batch = state.epoch + 1, 0
     state.sums = Sums.zero(state.sums.loss.device)
@@ -189,6 +187,11 @@ def _end_epoch(
         seconds=seconds,
         images_per_second=images_per_second,
     )
+
+
+def _require_finite(name: str, loss: float, state: TrainState) -> None:
+    if not math.isfinite(loss):
+        raise StopRun("FAILED", f"{name} became {loss} in epoch {state.epoch + 1} at lr {state.lr:g}; lower optimizer.lr")
 
 
 def _match_strides(optimizer: Optimizer) -> None:
