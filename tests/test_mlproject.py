@@ -2,10 +2,15 @@
 
 import hashlib
 import importlib
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import yaml
+from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
@@ -52,3 +57,40 @@ def test_the_packaged_model_requires_pinned_packages_only():
 
     pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines())
     assert set(_REQUIREMENTS) <= set(pins)
+
+
+def test_mlflow_run_trains_in_the_run_it_opened_and_leaves_everything_with_the_caller(tmp_path, home, store, trained):
+    """From another folder than the project's, with the caller's tracking store."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {
+        "MLFLOW_TRACKING_URI": store[1],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    options = {"model": "small_cnn", "epochs": 1, "limit": 60, "optimizer.lr": "1e-3", "seed": 11}
+    words = [word for key, value in options.items() for word in ("-P", f"{key}={value}")]
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "--env-manager", "local", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "small_cnn (72,666 parameters) on digits: 60 train, 60 val, 60 test images" in done.stdout
+
+    client = MlflowClient(store[1])
+    run_id = re.search(r"in run with ID '(\w+)'", done.stderr).group(1)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "small_cnn on digits", "MLflow's made-up name gives way"
+    assert run.data.params["optimizer.lr"] == "1e-3", "as typed: mlflow run logs it first"
+    assert run.data.params["optimizer.weight_decay"] == "0.05"
+    assert [metric.step for metric in client.get_metric_history(run_id, "val_accuracy")] == [1]
+    assert list(tmp_path.iterdir()) == []
+    assert any(path.name.startswith("train-") for path in (home / "runs").iterdir())
+
+
+def test_mlflow_run_ends_failed_with_one_line_for_a_mistake(tmp_path, store, trained):
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store[1]}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "--env-manager", "local", "-P", "lr=0.1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "error: unknown option --lr; did you mean 'optimizer.lr'?" in done.stderr
+    run_id = re.search(r"in run with ID '(\w+)'", done.stderr).group(1)
+    assert MlflowClient(store[1]).get_run(run_id).info.status == "FAILED"

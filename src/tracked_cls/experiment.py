@@ -78,6 +78,7 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
             attempt.end("FAILED")
             raise
 
+    say(f"testing the weights of epoch {state.best_epoch}, exporting and logging the model")
     checkpoint.load_best(state, attempt)
     report = assessment.score_split(state.model, test, cfg.training.eval_batch_size)
     _log_results(tracked, state, report)
