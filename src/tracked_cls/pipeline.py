@@ -11,6 +11,7 @@ from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, worksp
 from tracked_cls.config.sections import EvaluateSection, PredictSection
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
+from tracked_cls.data.sources import SPLITS
 from tracked_cls.experiment import Outcome
 from tracked_cls.prediction import Predictions
 from tracked_cls.report import to_png
@@ -41,6 +42,7 @@ def run(cfg: MainConfig, tracker: Tracker) -> Whole:
         predictions = prediction.run(_predict(cfg, outcome), nested)
         parent.log_metrics(assessment.prefixed(evaluation.report.metrics, evaluation.split))
         parent.log_metrics({"val_accuracy_best": outcome.val_accuracy, "best_epoch": outcome.best_epoch})
+        parent.log_dataset(outcome.prepared, SPLITS)
         parent.set_tags({"train.run": outcome.run_id, "model": evaluation.model})
     return Whole(parent.url, outcome, evaluation, predictions)
 

@@ -34,20 +34,17 @@ def register(tracker: Tracker, name: str, model_uri: str, *, run_id: str, tags: 
         reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
         return Promotion("not registered", reason)
     version = registry.register(client, name, model_uri, run_id=run_id, tags=tags)
-    verdict, reason = _judge(version, tags, champion)
-    if verdict == "promoted":
-        registry.set_alias(client, version, CHAMPION)
-    elif champion is None or version.number != champion.number:
-        registry.set_alias(client, version, CHALLENGER)
+    if champion is not None and version.number == champion.number:  # its tags tell how it became champion: they stay
+        return Promotion("kept", f"{version.uri} with the same weights is champion already", version)
+    verdict, reason = _judge(tags, champion)
+    registry.set_alias(client, version, CHAMPION if verdict == "promoted" else CHALLENGER)
     registry.tag_version(client, version, {"promotion.verdict": verdict, "promotion.reason": reason})
     return Promotion(verdict, reason, version)
 
 
-def _judge(version: Version, tags: Mapping[str, str], champion: Version | None) -> tuple[str, str]:
+def _judge(tags: Mapping[str, str], champion: Version | None) -> tuple[str, str]:
     if champion is None:
         return "promoted", "the first version"
-    if champion.number == version.number:
-        return "kept", f"{version.uri} with the same weights is champion already"
     if champion.tags.get("data.digest") != tags["data.digest"]:
         return "kept", f"{champion.uri} was tested on other data ({champion.tags.get('data.digest')}): no comparison"
     ours, theirs = float(tags[_SCORE]), float(champion.tags[_SCORE])
