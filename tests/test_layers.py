@@ -8,7 +8,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
 LAYERS = [
-    ["errors", "config", "signals", "console"],
+    ["errors", "config", "signals", "console", "provenance"],
     [
         *("data.decode", "data.preprocess", "data.ingest"),
         *("data.sources.base", "data.sources.digits", "data.sources.folder", "data.sources.idx", "data.sources.vision"),

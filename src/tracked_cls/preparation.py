@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.ingest import Plan
 from tracked_cls.data.intake import CHUNK
-from tracked_cls.data.manifest import assign_splits, make_manifest, save_manifest
+from tracked_cls.data.manifest import Manifest, assign_splits, make_manifest, save_manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import SPLITS, Source, scan
 from tracked_cls.report import DataFacts, data_report, render_data_report
@@ -127,16 +127,15 @@ def _write(folder: Path, source: Source, cfg: DataConfig, started: float) -> Non
     with spool_file.open("wb") as spool:
         taken = intake.take_in(source, plan, cfg.workers or intake.num_cores(), spool)
     intake.check_classes_left(taken, source)
-    channels = plan.channels or max(shape[2] for shape in taken.shapes)
-    geometry = plan.geometry(channels)
 
-    labels = np.array([source.class_names.index(sample.label) for sample in taken.samples], np.int64)
+    number_by_name = {name: number for number, name in enumerate(source.class_names)}
+    labels = np.array([number_by_name[sample.label] for sample in taken.samples], np.int64)
     splits = assign_splits(labels, [sample.split for sample in taken.samples], cfg, source.class_names)
+    channels = plan.channels or max(shape[2] for shape in taken.shapes)
     pixels = _write_pixels(folder / "pixels.npy", spool_file, taken.shapes, plan, channels)
     spool_file.unlink()
     mean, std = _mean_and_std(pixels, np.flatnonzero(splits == 0))
-    preprocess = Preprocess(geometry, mean, std)
-    description = preprocess.to_dict()
+    preprocess = Preprocess(plan.geometry(channels), mean, std)
     manifest = make_manifest(
         source.name,
         source.class_names,
@@ -145,19 +144,10 @@ def _write(folder: Path, source: Source, cfg: DataConfig, started: float) -> Non
         paths=[sample.path for sample in taken.samples],
         sha256=taken.sha256,
         pixel_digests=taken.pixel_digests,
-        geometry={key: description[key] for key in ("image_size", "channels", "fit", "interpolation")},
+        geometry=asdict(preprocess.geometry),
     )
     save_manifest(manifest, folder)
-    meta = {
-        "name": source.name,
-        "source": cfg.source,
-        "fingerprint": source.fingerprint,
-        "digest": manifest.digest,
-        "content_digest": manifest.content_digest,
-        "classes": list(manifest.classes),
-        "preprocess": description,
-    }
-    _write_json(folder / "meta.json", meta)
+    _write_meta(folder, source, cfg, manifest, preprocess)
     facts = DataFacts(
         source=cfg.source,
         manifest=manifest,
@@ -172,6 +162,20 @@ def _write(folder: Path, source: Source, cfg: DataConfig, started: float) -> Non
     report = data_report(facts)
     _write_json(folder / "report.json", report)
     (folder / "report.html").write_text(render_data_report(report, facts), encoding="utf-8")
+
+
+def _write_meta(folder: Path, source: Source, cfg: DataConfig, manifest: Manifest, preprocess: Preprocess) -> None:
+    """Write what a prepared set says about itself."""
+    meta = {
+        "name": source.name,
+        "source": cfg.source,
+        "fingerprint": source.fingerprint,
+        "digest": manifest.digest,
+        "content_digest": manifest.content_digest,
+        "classes": list(manifest.classes),
+        "preprocess": preprocess.to_dict(),
+    }
+    _write_json(folder / "meta.json", meta)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -10,20 +10,18 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import re
 import socket
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tracked_cls import provenance
 from tracked_cls.config import Section, TrackingConfig, flatten, to_yaml, tracking_uri
 from tracked_cls.config.tree import show
 from tracked_cls.data.cache import Prepared
@@ -48,8 +46,6 @@ _LOG_LEVELS = {"alembic": logging.WARNING, "mlflow": logging.WARNING, "mlflow.ut
 _PARAMS_PER_CALL = 100
 _LONGEST_PARAM = 6000
 _CONNECT_SECONDS = 5.0
-_LIBRARIES = ("mlflow", "numpy", "onnxruntime", "pillow", "scikit-learn", "torch", "torchvision")
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -118,7 +114,7 @@ class Run:
 
     def log_environment(self) -> None:
         """Store the versions that the numbers came from."""
-        self.client.log_dict(self.run_id, _environment(), "environment.json")
+        self.client.log_dict(self.run_id, provenance.environment(), "environment.json")
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload one file, into a folder of the run's artifacts."""
@@ -168,7 +164,7 @@ class Tracker:
         """
         run = self._reopen(continue_id) or self._adopt(name) or self._create(name)
         try:
-            run.set_tags({"kind": kind, **_origin()})
+            run.set_tags({"kind": kind, **provenance.origin()})
             yield run
         except StopRun as stop:
             run.set_tags({"stopped": stop.reason})
@@ -281,41 +277,6 @@ def _experiment(client: MlflowClient, cfg: TrackingConfig, uri: str, adoptable: 
     is_local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri() if is_local else None
     return str(client.create_experiment(name, artifact_location=location))
-
-
-def _origin() -> dict[str, str]:
-    """Return the tags that say which code, where and by which process."""
-    commit = _git("rev-parse", "HEAD")
-    tags = {"host": socket.gethostname(), "pid": str(os.getpid())}
-    if commit is not None:
-        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
-    return tags
-
-
-def _git(*arguments: str) -> str | None:
-    if not (_CHECKOUT / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(_CHECKOUT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in _LIBRARIES},
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _is_generated(name: str | None) -> bool:

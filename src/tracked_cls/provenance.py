@@ -1,0 +1,50 @@
+"""Where numbers come from: which code, on which machine, with which versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("mlflow", "numpy", "onnxruntime", "pillow", "scikit-learn", "torch", "torchvision")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def origin() -> dict[str, str]:
+    """Return the tags that say which code, where and by which process."""
+    commit = _git("rev-parse", "HEAD")
+    tags = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    if commit is not None:
+        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    if not (_CHECKOUT / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(_CHECKOUT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions of everything that numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
