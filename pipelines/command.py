@@ -7,7 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tracked_cls import signals
+from tracked_cls.config import TrackingConfig
 from tracked_cls.errors import Interrupted, StopRun, UserError
+
+
+def where_to_look(tracking: TrackingConfig) -> str:
+    """Return the words that open what a run left, in the store it was written to."""
+    if tracking.uri is not None and tracking.uri.startswith("http"):
+        return "look:  open the address above"
+    store = f" --backend-store-uri {tracking.uri}" if tracking.uri else ""
+    return f"look:  mlflow ui --port 5000{store}   then open the address above"
+
+
+def same_store(tracking: TrackingConfig) -> str:
+    """Return what the next command needs to write to the same store."""
+    return f" -P tracking.uri={tracking.uri}" if tracking.uri else ""
 
 
 def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -25,4 +39,6 @@ def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
     except Interrupted as signal:
         print(f"interrupted by {signal}", file=sys.stderr)
         sys.exit(signal.exit_code)
+    finally:
+        signals.ignore()  # all is said and stored: one more Ctrl-C while Python shuts down changes nothing
     sys.exit(0)

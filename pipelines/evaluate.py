@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.command import command
+from pipelines.command import command, where_to_look
 from tracked_cls.config import EvaluateConfig, load
 from tracked_cls.console import say
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> None:
         evaluation = assessment.run(cfg, tracker)
     for line in assessment.lines(evaluation):
         say(line)
-    say("look:  mlflow ui --port 5000   then open the address above")
+    say(where_to_look(cfg.tracking))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.command import command
+from pipelines.command import command, same_store, where_to_look
 from tracked_cls.config import MainConfig, load
 from tracked_cls.console import say
 
@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> None:
     for line in [line for step in steps for line in ("", *step)]:
         say(line)
     say(f"\nall of it: {whole.url}")
-    say("look:  mlflow ui --port 5000   then open the address above")
-    say("next:  mlflow run . -e predict --env-manager local -P input=FOLDER_OF_IMAGES")
+    say(where_to_look(cfg.tracking))
+    say(f"next:  mlflow run . -e predict --env-manager local -P input=FOLDER_OF_IMAGES{same_store(cfg.tracking)}")
 
 
 if __name__ == "__main__":

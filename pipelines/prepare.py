@@ -16,6 +16,7 @@ def main(argv: Sequence[str]) -> None:
         result = preparation.run(cfg, tracker)
     for line in preparation.lines(result):
         say(line)
+    say("next:  the same options with -e train (python -m pipelines.train)")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.command import command
+from pipelines.command import command, same_store, where_to_look
 from tracked_cls.config import TrainConfig, load
 from tracked_cls.console import say
 
@@ -16,8 +16,9 @@ def main(argv: Sequence[str]) -> None:
         outcome = experiment.run(cfg, tracker)
     for line in experiment.lines(outcome):
         say(line)
-    say("look:  mlflow ui --port 5000   then open the address above")
-    say(f"next:  mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}")
+    say(where_to_look(cfg.tracking))
+    model = f"runs:/{outcome.run_id}{same_store(cfg.tracking)}"
+    say(f"next:  mlflow run . -e predict --env-manager local -P input=FOLDER -P model={model}")
 
 
 if __name__ == "__main__":

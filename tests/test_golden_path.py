@@ -105,7 +105,7 @@ def test_preparing_unchanged_data_does_nothing_and_says_so(trained, store):
     again = _do(preparation.run, PrepareConfig, [*PARAMS, *store])
     assert not again.is_new
     assert again.prepared.folder == trained.prepared.folder
-    assert "unchanged, nothing to do" in preparation.lines(again)[0]
+    assert "unchanged and sound, nothing to do" in preparation.lines(again)[0]
 
 
 @pytest.mark.parametrize("address", ["runs:/{run}", "models:/digits-classifier/1", "models:/digits-classifier@champion", None])
@@ -157,7 +157,11 @@ def test_predict_labels_every_image_and_lists_the_bad_ones(client, store, pictur
     run = client.get_run(predictions.run_id)
     assert run.data.tags["model"] == "models:/digits-classifier/1"
     assert run.data.metrics["num_images"] == 6
-    assert [item.path for item in client.list_artifacts(predictions.run_id, "tables")] == ["tables/out.csv"]
+    assert [item.path for item in client.list_artifacts(predictions.run_id, "tables")] == [
+        "tables/out.csv",
+        "tables/out.rejected.csv",
+    ]
+    assert run.info.run_name == "predict in"
 
 
 def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
@@ -170,6 +174,15 @@ def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
     assert output.read_text() == "precious"
     _do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
     assert output.read_text().startswith("image_id,label,probability\n")
+
+
+@pytest.mark.parametrize("output", ["file.txt/out.csv", "folder"])
+def test_an_output_that_cannot_be_written_is_one_line(store, pictures, tmp_path, output):
+    (tmp_path / "file.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    words = [*PARAMS, *store, "--input", str(pictures[0]), "--output", str(tmp_path / output)]
+    with pytest.raises(UserError, match="^predict.output: "):
+        _do(prediction.run, PredictConfig, words)
 
 
 def test_predict_takes_a_single_file(store, pictures, tmp_path):
@@ -198,6 +211,23 @@ def test_another_model_is_not_registered_while_there_is_a_champion(store, traine
     other = _do(experiment.run, TrainConfig, [*fast(seed=5, epochs=1), *store])
     assert other.promotion.verdict == "not registered"
     assert "promote.auto=first" in other.promotion.reason
+
+
+def test_the_model_of_a_smoke_run_is_not_registered(store, trained):
+    smoke = _do(experiment.run, TrainConfig, [*fast(limit=50, epochs=1, promote__auto="always"), *store])
+    assert smoke.promotion.version is None
+    assert smoke.promotion.reason == "limit=50: the model of a smoke run is not registered"
+
+
+def test_a_model_of_other_classes_is_refused_before_anything_is_prepared(store, trained, tmp_path):
+    for name in ("cat", "dog"):
+        for index in range(4):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (9, 9), index).save(tmp_path / "in" / name / f"{index}.png")
+    words = ["--data.source", "folder", "--data.root", str(tmp_path / "in"), "--data.store", str(tmp_path / "data")]
+    with pytest.raises(UserError, match="unknown to the model: cat, dog"):
+        _do(assessment.run, EvaluateConfig, [*PARAMS, *store, *words, "--model", f"runs:/{trained.run_id}"])
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_recorded_configuration_is_readable_yaml(client, trained, tmp_path):

@@ -48,7 +48,7 @@ def test_batches_differ_by_one_image_at_most_and_none_is_too_large(size, batch_s
     sizes = [len(labels) for _, labels in batches]
     assert len(sizes) == num_batches(size, batch_size)
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= batch_size
+    assert max(sizes) <= max(batch_size, 3), "an odd number of images in batches of 2 leaves one batch of 3"
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4])
@@ -157,3 +157,9 @@ def test_a_sample_is_random_without_repetition():
     np.testing.assert_array_equal(chosen.indices, split.sample(20, seed=1, epoch=2).indices)
     assert not np.array_equal(chosen.indices, split.sample(20, seed=1, epoch=3).indices)
     assert len(split.sample(100, seed=1, epoch=2)) == 60
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(3, 2), (5, 2), (21, 2), (257, 256), (7, 3), (2, 64)])
+def test_no_training_batch_holds_a_lone_image(size, batch_size):
+    smallest = min(len(part) for part in np.array_split(np.arange(size), num_batches(size, batch_size)))
+    assert smallest >= 2

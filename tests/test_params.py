@@ -21,3 +21,4 @@ def test_its_header_says_command_duration_and_result(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     words = ["run:    mlflow run . -e train", "takes:  ", "expect: "]
     assert all(any(line.startswith(f"#   {word}") for line in header) for word in words)
+    assert not any(word in "".join(header) for word in ("TAKES", "EXPECT", "TODO"))

@@ -49,7 +49,7 @@ def test_digits_need_nothing(tmp_path):
     assert is_new
     assert prepared.pixels.shape == (1797, 32, 32, 1)
     assert prepared.folder.parent == tmp_path / "data" / "digits"
-    assert cache.current_folder(tmp_path / "data", "digits") == prepared.folder
+    assert (prepared.folder.parent / "current").read_text().strip() == prepared.folder.name
     assert {split: sum(counts.values()) for split, counts in prepared.manifest.counts().items()} == {
         "train": 1295,
         "val": 143,

@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from tracked_cls import promotion, registry, tracking
 from tracked_cls.config import TrackingConfig
@@ -23,7 +25,8 @@ def register(tracker, trained):
 
     def go(weights, accuracy=0.9, data="d1", auto="always"):
         tags = {"weights.digest": weights, "data.digest": data, "test_accuracy": str(accuracy)}
-        return promotion.register(tracker, name, trained.model_uri, run_id=trained.run_id, tags=tags, auto=auto)
+        options = {"refusal": "promote.auto=never" if auto == "never" else None, "compare": auto == "always"}
+        return promotion.register(tracker, name, trained.model_uri, run_id=trained.run_id, tags=tags, **options)
 
     go.alias = lambda alias: registry.by_alias(tracker.client, name, alias)
     return go
@@ -84,3 +87,13 @@ def test_the_same_weights_make_no_second_version_and_leave_the_champion_as_it_is
     assert (again.verdict, again.version.number) == ("kept", 1)
     assert register.alias("champion").tags["promotion.verdict"] == "promoted"
     assert register.alias("challenger") is None
+
+
+def test_trouble_with_the_store_is_not_taken_for_a_missing_champion(tracker, trained, monkeypatch):
+    def broken(*_):
+        raise MlflowException("database is locked", error_code=INTERNAL_ERROR)
+
+    monkeypatch.setattr(tracker.client, "get_model_version_by_alias", broken)
+    tags = {"weights.digest": "z", "data.digest": "d1", "test_accuracy": "0.5"}
+    with pytest.raises(MlflowException, match="locked"):
+        promotion.register(tracker, "digits-classifier", trained.model_uri, run_id=trained.run_id, tags=tags, compare=True)

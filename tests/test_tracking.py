@@ -109,6 +109,19 @@ def test_a_continued_run_keeps_the_metrics_it_has(open_, client):
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
+def test_a_continued_run_loses_the_marks_of_its_earlier_end(open_, client):
+    with open_() as tracker:
+        with pytest.raises(ZeroDivisionError), tracker.begin("train", "x") as run:
+            raise ZeroDivisionError
+        with tracker.begin("train", "x", continue_id=run.run_id):
+            pass
+    assert "error" not in _tags(client, run.run_id)
+
+
+def test_artifacts_lie_beside_the_store_wherever_the_command_was_typed(client, home):
+    assert client.get_experiment("0").artifact_location == (home / "mlruns" / "0").as_uri()
+
+
 def test_under_mlflow_run_the_new_run_points_to_the_one_that_goes_on(open_, client):
     with open_() as tracker, pytest.raises(Interrupted), tracker.begin("train", "x") as run:
         raise Interrupted(15)

@@ -49,8 +49,8 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
     network, meta = load_network(bundle)
     compute = make_compute(cfg.device, cfg.threads)
     preprocess = Preprocess.from_dict(meta["preprocess"])
+    _require_same_classes(preparation.class_names(cfg.data, cfg.tracking), meta, address, cfg.data.label)
     prepared = replace(_in_geometry_of(preprocess, cfg, tracker), preprocess=preprocess)
-    _require_same_classes(prepared, meta, address)
     split = open_split(prepared, cfg.evaluate.split, compute=compute, limit=cfg.limit)
     with tracker.begin("evaluate", f"evaluate {cfg.data.label} {cfg.evaluate.split}") as tracked:
         tracked.log_config(cfg)
@@ -120,12 +120,12 @@ def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
 
 
 def _in_geometry_of(preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracker) -> Prepared:
-    """Return the data as the model wants to see them: as prepared if that fits, else prepared anew at its size."""
-    prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
+    """Return the data as the model wants to see them: as they are prepared if that fits, else prepared at its size."""
     geometry = preprocess.geometry
-    if prepared.preprocess.geometry == geometry:
-        return prepared
-    say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images: preparation the data for it")
+    found = preparation.open_prepared(cfg.data, cfg.tracking)
+    if found is not None and found.preprocess.geometry == geometry:
+        return found
+    say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images")
     fitting = cfg.data.model_copy(
         update={
             "image_size": geometry.image_size,
@@ -137,12 +137,12 @@ def _in_geometry_of(preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracke
     return preparation.open_or_prepare(fitting, cfg.tracking, tracker)
 
 
-def _require_same_classes(prepared: Prepared, meta: Mapping[str, Any], address: str) -> None:
-    theirs, ours = list(meta["classes"]), list(prepared.manifest.classes)
+def _require_same_classes(classes: Sequence[str], meta: Mapping[str, Any], address: str, data: str) -> None:
+    theirs, ours = list(meta["classes"]), list(classes)
     if theirs != ours:
         missing, strange = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
         raise UserError(
-            f"{address} was trained for other classes than {prepared.manifest.name!r} has: "
+            f"{address} was trained for other classes than {data!r} has: "
             f"unknown to the model: {_some(missing)}; not in the data: {_some(strange)}"
         )
 

@@ -90,7 +90,7 @@ def restore(state: TrainState, attempt: Attempt) -> bool:
         if _is_sound(path):
             state.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             return True
-        say(f"warning: checkpoint {path} is damaged (its SHA-256 differs); the one before it is used")
+        say(f"warning: checkpoint {path} is damaged (its SHA-256 differs) and is not used")
     return False
 
 

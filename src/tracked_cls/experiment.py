@@ -90,7 +90,8 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
         model_uri,
         run_id=tracked.run_id,
         tags=_version_tags(tracked, prepared, state, report),
-        auto=cfg.promote.auto,
+        refusal=_no_registration(cfg),
+        compare=cfg.promote.auto == "always",
     )
     tracked.set_tags({"promotion.verdict": promoted.verdict, "promotion.reason": promoted.reason})
     outcome = Outcome(
@@ -190,6 +191,13 @@ def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> 
         return log_model(bundle, tracked.run_id, scratch=Path(scratch), example=example)
 
 
+def _no_registration(cfg: TrainConfig) -> str | None:
+    """Return why this run's model is not to be registered, whatever it reached."""
+    if cfg.limit is not None:
+        return f"limit={cfg.limit}: the model of a smoke run is not registered"
+    return "promote.auto=never" if cfg.promote.auto == "never" else None
+
+
 def _version_tags(tracked: Run, prepared: Prepared, state: TrainState, report: EvalReport) -> dict[str, str]:
     return {
         "run.id": tracked.run_id,
@@ -205,7 +213,7 @@ def _key(cfg: TrainConfig, prepared: Prepared) -> str:
     """Return the name of the local state: the kind, and a digest of everything that decides the result."""
     recipe = cfg.model_dump(mode="json", exclude={"data", "tracking", "checkpoint", "promote", "device", "resume"})
     recipe["training"].pop("eval_batch_size")
-    recipe["data.digest"] = prepared.manifest.digest
+    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest}
     return f"train-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

@@ -61,8 +61,8 @@ def make_model(cfg: ModelConfig, shape: Shape) -> nn.Module:
     Raises `UserError` for an unknown name, and for a network that cannot take images of this size.
     """
     if cfg.name == "small_cnn":
-        if cfg.stem == "small":
-            raise UserError("model.stem=small has no effect with model=small_cnn, whose stem is small already")
+        if cfg.stem is not None:
+            raise UserError(f"model.stem={cfg.stem} has no effect with model=small_cnn, which has one stem")
         model: nn.Module = SmallCnn(shape, dropout=cfg.dropout or 0.0)
     else:
         model = _torchvision_model(cfg, shape)

@@ -31,15 +31,18 @@ class Whole:
 
 
 def run(cfg: MainConfig, tracker: Tracker) -> Whole:
-    """Prepare the data, train on them, evaluate the trained model, and let the champion label some test images."""
+    """Prepare the data, train on them, evaluate the trained model, and let the champion (or the
+    trained model, where it was not registered) label some test images.
+    """
     with tracker.begin("pipeline", f"pipeline {cfg.model.name} on {cfg.data.label}") as parent:
         nested = tracker.within(parent)
         parent.log_params({"model": cfg.model.name, "seed": cfg.seed, "epochs": cfg.epochs})
         outcome = experiment.run(cfg, nested)
         say("evaluate: the trained model on the test split")
         evaluation = assessment.run(_evaluate(cfg, outcome), nested)
-        say(f"predict: the {registry.CHAMPION} labels {EXAMPLES} test images, as if nobody had")
-        predictions = prediction.run(_predict(cfg, outcome), nested)
+        by = _predict(cfg, outcome, nested)
+        say(f"predict: {by.predict.model} labels {EXAMPLES} test images, as if nobody had")
+        predictions = prediction.run(by, nested)
         parent.log_metrics(assessment.prefixed(evaluation.report.metrics, evaluation.split))
         parent.log_metrics({"val_accuracy_best": outcome.val_accuracy, "best_epoch": outcome.best_epoch})
         parent.log_dataset(outcome.prepared, SPLITS)
@@ -58,11 +61,11 @@ def _evaluate(cfg: MainConfig, outcome: Outcome) -> EvaluateConfig:
     )
 
 
-def _predict(cfg: MainConfig, outcome: Outcome) -> PredictConfig:
+def _predict(cfg: MainConfig, outcome: Outcome, tracker: Tracker) -> PredictConfig:
     folder = workspace(cfg.tracking) / cfg.checkpoint.store / f"examples-{outcome.prepared.manifest.digest}"
     _write_examples(outcome.prepared, folder)
-    has_champion = outcome.promotion.verdict != "not registered" or cfg.promote.auto == "first"
-    model = None if has_champion else f"runs:/{outcome.run_id}"
+    champion = registry.by_alias(tracker.client, cfg.data.model_name, registry.CHAMPION)
+    model = f"models:/{cfg.data.model_name}@{registry.CHAMPION}" if champion else f"runs:/{outcome.run_id}"
     return PredictConfig(data=cfg.data, predict=PredictSection(input=str(folder), model=model), tracking=cfg.tracking)
 
 

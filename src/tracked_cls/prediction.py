@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO
 
 from tracked_cls import registry
@@ -48,16 +49,19 @@ class Predictions:
 def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
     """Label every image of ``predict.input``; files that are no image are listed beside the output, not fatal."""
     files = find_images(cfg)
+    source = Path(str(cfg.predict.input)).absolute()
     address = cfg.predict.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
     bundle, exact = registry.resolve(tracker.client, address)
     classifier = Classifier.load(bundle.onnx, bundle.meta)
-    with tracker.begin("predict", f"predict {files[0][1].parent.name or 'images'}") as tracked:
-        output = _output(cfg, tracked.run_id)
+    with tracker.begin("predict", f"predict {source.name}") as tracked:
+        output = _output(cfg, source, tracked.run_id)
         tracked.log_config(cfg)
         tracked.set_tags({"model": exact, "model.address": address, "weights.digest": classifier.meta["weights_digest"]})
         labels, rejected = _write(files, classifier, output, cfg)
         tracked.log_metrics({"num_images": sum(labels.values()), "num_rejected": len(rejected)})
         tracked.log_file(output, "tables")
+        if rejected:
+            tracked.log_file(_beside(output), "tables")
     return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
 
 
@@ -76,16 +80,20 @@ def find_images(cfg: PredictConfig) -> list[tuple[str, Path]]:
     return files
 
 
-def _output(cfg: PredictConfig, run_id: str) -> Path:
+def _output(cfg: PredictConfig, source: Path, run_id: str) -> Path:
     home = workspace(cfg.tracking)
-    stem = Path(str(cfg.predict.input)).absolute().stem
-    output = home / (cfg.predict.output or f"predictions/{stem}-{run_id[:8]}.csv")
+    output = home / (cfg.predict.output or f"predictions/{source.stem}-{run_id[:8]}.csv")
     if output.is_dir():
         raise UserError(f"predict.output: {str(output)!r} is a folder; name a CSV file")
-    if output.exists() and not cfg.predict.overwrite:
-        raise UserError(f"predict.output: {str(output)!r} exists; set predict.overwrite=true to replace it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output
+    for path in (output, _beside(output)):
+        if path.exists() and not cfg.predict.overwrite:
+            raise UserError(f"predict.output: {str(path)!r} exists; set predict.overwrite=true to replace it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            return output
+    except OSError as error:
+        raise UserError(f"predict.output: {str(output)!r} cannot be written: {error.strerror}") from None
 
 
 def _write(

@@ -40,10 +40,14 @@ class Preparation:
 def run(cfg: PrepareConfig, tracker: Tracker) -> Preparation:
     """Prepare the data in a run of their own; unchanged input is recognised and left as it is."""
     source = _scan(cfg.data, cfg.tracking)
+    store = workspace(cfg.tracking) / cfg.data.store
+    found = find(cfg.data, store, source)
+    if found is None:
+        assert source.class_names, "listing them refuses classes that cannot be learnt, before a run is opened"
+    else:
+        cache.verify_prepared(found.folder)
     with tracker.begin("prepare", f"prepare {cfg.data.label}") as tracked:
         tracked.log_config(cfg)
-        store = workspace(cfg.tracking) / cfg.data.store
-        found = find(cfg.data, store, source)
         prepared = found or build(cfg.data, store, source)
         cache.set_current(prepared.folder)
         tracked.set_tags({"unchanged": str(found is not None).lower()})
@@ -53,22 +57,31 @@ def run(cfg: PrepareConfig, tracker: Tracker) -> Preparation:
 
 def open_or_prepare(data: DataConfig, tracking: TrackingConfig, tracker: Tracker) -> Prepared:
     """Return the prepared set of a configuration, prepared now, in a run beside, where it is not there."""
-    source = _scan(data, tracking)
-    found = find(data, workspace(tracking) / data.store, source)
+    found = open_prepared(data, tracking)
     if found is not None:
         return found
-    say(f"prepare: {source.name} is not prepared yet, or has changed")
+    say(f"prepare: {data.label} is not prepared yet, or has changed")
     preparation = run(PrepareConfig(data=data, tracking=tracking), tracker.beside())
     for line in lines(preparation):
         say(line)
     return preparation.prepared
 
 
+def open_prepared(data: DataConfig, tracking: TrackingConfig) -> Prepared | None:
+    """Return the prepared set of a configuration if it is there and its input has not changed."""
+    return find(data, workspace(tracking) / data.store, _scan(data, tracking))
+
+
+def class_names(data: DataConfig, tracking: TrackingConfig) -> tuple[str, ...]:
+    """Return the classes that the input of a configuration has, without decoding it."""
+    return _scan(data, tracking).class_names
+
+
 def lines(preparation: Preparation) -> list[str]:
     """Return what a person wants to know after a preparation."""
     prepared = preparation.prepared
     counts = ", ".join(f"{len(prepared.manifest.indices(split)):,} {split}" for split in SPLITS)
-    made = "prepared" if preparation.is_new else "unchanged, nothing to do"
+    made = "prepared" if preparation.is_new else "unchanged and sound, nothing to do"
     text = [
         f"prepare: {prepared.manifest.name}: {made}: {len(prepared.manifest):,} images ({counts}), "
         f"{len(prepared.manifest.classes)} classes, digest {prepared.manifest.digest}",

@@ -21,16 +21,26 @@ class Promotion:
     version: Version | None = None
 
 
-def register(tracker: Tracker, name: str, model_uri: str, *, run_id: str, tags: Mapping[str, str], auto: str) -> Promotion:
-    """Register a model as ``promote.auto`` says, and move ``champion`` to it by the rule.
+def register(
+    tracker: Tracker,
+    name: str,
+    model_uri: str,
+    *,
+    run_id: str,
+    tags: Mapping[str, str],
+    refusal: str | None = None,
+    compare: bool = False,
+) -> Promotion:
+    """Register a model, and move ``champion`` to it by the rule; `refusal` says why not to.
 
-    The rule: the first version becomes champion; a later one if its test accuracy on the same data is higher.
+    The rule: the first version becomes champion; a later one, registered only where `compare`, if its test accuracy on the
+    same data is higher.
     """
+    if refusal is not None:
+        return Promotion("not registered", refusal)
     client = tracker.client
     champion = registry.by_alias(client, name, CHAMPION)
-    if auto == "never":
-        return Promotion("not registered", "promote.auto=never")
-    if auto == "first" and champion is not None and champion.tags.get("weights.digest") != tags["weights.digest"]:
+    if not compare and champion is not None and champion.tags.get("weights.digest") != tags["weights.digest"]:
         reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
         return Promotion("not registered", reason)
     version = registry.register(client, name, model_uri, run_id=run_id, tags=tags)

@@ -99,11 +99,19 @@ def _newest(client: MlflowClient, name: str) -> int:
     return max((int(found.version) for found in client.search_model_versions(f"name='{name}'")), default=0)
 
 
+def is_absent(error: MlflowException) -> bool:
+    """Whether MLflow says that something does not exist; any other trouble must not be taken for that."""
+    missing_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)
+    return missing_alias or error.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
 def by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
     """Return the version an alias points to, or None where the model or the alias does not exist."""
     try:
         return _version(client.get_model_version_by_alias(name, alias))
-    except MlflowException:
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
         return None
 
 
@@ -111,7 +119,9 @@ def register(client: MlflowClient, name: str, model_uri: str, *, run_id: str, ta
     """Make a version of a logged model, or return the one that holds the same weights already (tag ``weights.digest``)."""
     try:
         client.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
         client.create_registered_model(name, description=f"Classifier trained by tracked_cls; alias {CHAMPION} is in use.")
     for found in client.search_model_versions(f"name='{name}'"):
         if found.tags.get("weights.digest") == tags["weights.digest"]:

@@ -19,6 +19,12 @@ def install() -> None:
         signal.signal(signum, _handle)
 
 
+def ignore() -> None:
+    """Let SIGINT and SIGTERM pass from now on."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
     """Hold signals back inside the block; the yielded function says whether one has come. It is raised at the end."""

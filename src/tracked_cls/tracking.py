@@ -39,6 +39,7 @@ import mlflow  # noqa: E402 - reads its settings while it is imported
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
 
 # what they say below these levels is about themselves, not about the run
@@ -184,11 +185,15 @@ class Tracker:
             return None
         try:
             found = self.client.get_run(run_id)
-        except MlflowException:  # another store, or deleted for good: the local state goes on in a new run
-            return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None  # another store, or deleted for good: the local state goes on in a new run
         if found.info.lifecycle_stage != "active":
             return None
         self.client.update_run(run_id, status="RUNNING")
+        for tag in {"error", "stopped"} & set(found.data.tags):
+            self.client.delete_tag(run_id, tag)
         if self.adoptable not in (None, run_id):
             self._point_to(run_id)
         run = Run(self.client, found.info.experiment_id, run_id, self.uri, continued=True)
@@ -240,8 +245,8 @@ def _create_sqlite(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+        if not path.exists():  # with the artifacts beside it, wherever the command was typed
+            SqlAlchemyStore(f"sqlite:///{path}", (path.parent / "mlruns").as_uri())
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # writers and readers in parallel: a tenth of the longest wait
 

@@ -83,7 +83,7 @@ def test_a_mistake_on_the_command_line_is_one_line_with_key_rule_and_value(param
     ("text", "message"),
     [
         ("epchs: 3", "p.yaml: unknown key 'epchs'; did you mean 'epochs'?"),
-        ("optimizer: {lrr: 3}", "p.yaml: unknown key 'optimizer.lrr'; did you mean 'lr'?"),
+        ("optimizer: {lrr: 3}", "p.yaml: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
         ("- a", "p.yaml: expected a mapping of options, got list"),
         ("a: [", "p.yaml: not valid YAML"),
         ("seed: 1\nseed: 2", "key 'seed' stands twice in line 2"),
@@ -178,3 +178,24 @@ def test_a_folder_as_tracking_store_is_refused(uri):
 
     with pytest.raises(UserError, match="is a folder; MLflow keeps runs in a database or on a server"):
         tracking_uri(TrackingConfig(uri=uri))
+
+
+@pytest.mark.parametrize(("text", "key", "value"), [
+    ("training: {patience: off}", "training.patience", "off"),
+    ("limit: off", "limit", "off"),
+    ("training: {bn_images: off}", "training.bn_images", "off"),
+    ("data: {download: off}", "data.download", False),
+])  # fmt: skip
+def test_off_in_a_file_means_off_though_yaml_reads_false(params, text, key, value):
+    assert flatten(load(TrainConfig, params(text)))[key] == value
+
+
+@pytest.mark.parametrize("text", ["epochs: true", "limit: true", "loss: {smoothing: false}"])
+def test_a_boolean_is_no_number(params, text):
+    with pytest.raises(UserError, match="must be a"):
+        load(TrainConfig, params(text))
+
+
+def test_min_delta_without_patience_is_refused(params):
+    with pytest.raises(UserError, match="training.min_delta=0.1 has no effect without training.patience"):
+        load(TrainConfig, [*params(), "--training.min_delta", "0.1"])

@@ -91,7 +91,7 @@ def _near(key: str, known: set[str]) -> str:
     """Return the near match of a key, preferring a dotted key whose last part is exactly what was typed."""
     same_leaf = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])
     if same_leaf:
-        return f"; did you mean {same_leaf[0]!r}?"
+        return f"; did you mean {' or '.join(map(repr, same_leaf[:3]))}?"
     return did_you_mean(key, known) or "; --help lists all options"
 
 
@@ -186,8 +186,8 @@ def _select(cls: type[Section], others: Sequence[type[Section]], tree: Tree, *, 
         field = cls.model_fields.get(key)
         rivals = [other.model_fields[key] for other in others if key in other.model_fields]
         if field is None and not rivals:
-            known = {name for every in (cls, *others) for name in every.model_fields}
-            raise UserError(f"{file}: unknown key {prefix + key!r}{_near(key, known)}")
+            known = {prefix + name for every in (cls, *others) for name in every.model_fields}
+            raise UserError(f"{file}: unknown key {prefix + key!r}{_near(prefix + key, known)}")
         if field is None:
             continue
         section = section_of(field)
@@ -215,10 +215,7 @@ def _merge(cls: type[Section], file: Tree, given: Tree) -> Tree:
             merged[key] = value
             continue
         below, above = _as_mapping(section, key, file.get(key, {})), _as_mapping(section, key, value)
-        renamed = (
-            section.choice and "name" in above and above["name"] != below.get("name", section.model_fields["name"].default)
-        )
-        merged[key] = above if renamed else _merge(section, below, above)
+        merged[key] = above if _picks_another(section, below, above) else _merge(section, below, above)
     return {key: _as_mapping(section, key, value) if (section := section_of(cls.model_fields[key])) else value
             for key, value in merged.items()}  # fmt: skip
 

@@ -70,7 +70,9 @@ class DataConfig(DataIdentity):
     val_fraction: float = option(0.1, "share of the training images held out, where no val split is given", gt=0, lt=1)
     test_fraction: float = option(0.2, "share of all images held out for the test, where no test split is given", gt=0, lt=1)
     split_seed: int = option(0, "seed of the split; apart from `seed`, so that every seed sees the same test images", ge=0)
-    max_pixels: int = option(64_000_000, "an image with more pixels is rejected before it is decoded", unit="pixels", ge=1)
+    max_pixels: int = option(
+        64_000_000, "an image with more pixels is rejected before it is decoded", unit="pixels", ge=1, le=89_478_485
+    )
     store: str = option("data", "folder of the prepared sets; relative to the folder of the tracking store")
     workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
     download: bool = option(True, "torchvision sets: download what is not in data.root")
@@ -215,7 +217,7 @@ class TrainingConfig(Section):
     patience: int | None = option(
         None, "stop after this many epochs without a better val_accuracy; off: never", unit="epochs", unset="off", ge=1
     )
-    min_delta: float = option(0.0, "a val_accuracy counts as better only if it is more than this above the best", ge=0, lt=1)
+    min_delta: float = option(0.0, "with patience: an epoch counts as better only by more than this", ge=0, lt=1)
     bn_images: int | None = option(
         2048, "training images that BatchNorm statistics are taken from anew after each epoch; off: running averages",
         unit="images", unset="off", ge=2,
@@ -223,6 +225,12 @@ class TrainingConfig(Section):
     eval_batch_size: int = option(
         512, "batch of validation and test; changes numbers by rounding only", unit="images", ge=1, le=65536
     )
+
+    @model_validator(mode="after")
+    def _min_delta_needs_patience(self) -> TrainingConfig:
+        if self.min_delta > 0 and self.patience is None:
+            raise UserError(f"training.min_delta={self.min_delta:g} has no effect without training.patience")
+        return self
 
 
 class CheckpointConfig(Section):

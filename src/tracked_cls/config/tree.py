@@ -35,8 +35,12 @@ class Section(BaseModel):
 
 
 def unset_to_none(cls: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with None in place of each option's word for "not set"."""
-    return {key: None if _means_unset(cls.model_fields.get(key), value) else value for key, value in values.items()}
+    """Return `values` with None in place of each option's word for "not set".
+
+    YAML reads ``off`` as false; and a boolean that stands where none belongs becomes text, so that it is no number.
+    """
+    plain = {key: _without_yaml_booleans(cls.model_fields.get(key), value) for key, value in values.items()}
+    return {key: None if _means_unset(cls.model_fields.get(key), value) else value for key, value in plain.items()}
 
 
 def option(
@@ -103,6 +107,12 @@ def to_yaml(config: Section) -> str:
             node = node[parent]
         node[leaf] = json.loads(json.dumps(value))
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _without_yaml_booleans(field: FieldInfo | None, value: Any) -> Any:
+    if not isinstance(value, bool) or field is None or "bool" in str(field.annotation):
+        return value
+    return "off" if value is False and extra(field, "unset") == "off" else str(value).lower()
 
 
 def _means_unset(field: FieldInfo | None, value: Any) -> bool:

@@ -75,15 +75,6 @@ def set_current(folder: Path) -> None:
     _sync(folder.parent)
 
 
-def current_folder(store: Path, label: str) -> Path | None:
-    """Return the folder of a data set prepared last, or None."""
-    note = prepared_folder(store, label, "current")
-    if not note.is_file():
-        return None
-    folder = note.parent / note.read_text(encoding="utf-8").strip()
-    return folder if (folder / COMPLETE).is_file() else None
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 

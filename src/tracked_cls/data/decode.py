@@ -68,7 +68,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     except UnidentifiedImageError:
         raise _unidentified(kind) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise RejectedImage("E_TOO_LARGE", f"the image is too large to decode: {error}") from None
+        reason = f"the image has more than the {max_pixels:,} pixels allowed (data.max_pixels)"
+        raise RejectedImage("E_TOO_LARGE", reason if not isinstance(error, MemoryError) else "no memory to decode it") from None
     except Exception as error:  # Pillow raises whatever its parsers meet: OSError, SyntaxError, struct.error, IndexError, ...
         raise _damaged(kind, error) from None
 

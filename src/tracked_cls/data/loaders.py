@@ -68,8 +68,11 @@ class Split:
 
 
 def num_batches(size: int, batch_size: int) -> int:
-    """Return the batches of an epoch; they differ by one image at most, so that none is left with a lone image."""
-    return max(1, -(-size // batch_size))
+    """Return the batches of an epoch; they differ by one image at most, and none holds a lone image.
+
+    BatchNorm cannot train on one: so an odd number of images in batches of 2 leaves one batch of 3.
+    """
+    return max(1, min(-(-size // batch_size), size // 2))
 
 
 def open_split(prepared: Prepared, split: str, *, compute: Compute, limit: int | None = None) -> Split:

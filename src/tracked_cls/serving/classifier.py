@@ -33,16 +33,14 @@ class Classifier:
     meta: dict[str, Any]
 
     @classmethod
-    def load(cls, onnx: Path, meta_file: Path, *, threads: int | None = None) -> Classifier:
-        """Load from ``model.onnx`` and ``meta.json``; `threads` None means ONNX Runtime's own choice.
+    def load(cls, onnx: Path, meta_file: Path) -> Classifier:
+        """Load from ``model.onnx`` and ``meta.json``.
 
         Raises `UserError` where one of the files is damaged.
         """
         meta = read_meta(meta_file)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
             session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
