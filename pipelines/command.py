@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tracked_cls import signals
-from tracked_cls.config import TrackingConfig
+from tracked_cls.config import TrackingConfig, tracking_uri
 from tracked_cls.errors import Interrupted, StopRun, UserError
 
 
 def where_to_look(tracking: TrackingConfig) -> str:
     """Return the words that open what a run left, in the store it was written to."""
-    if tracking.uri is not None and tracking.uri.startswith("http"):
+    if tracking_uri(tracking).startswith("http"):
         return "look:  open the address above"
     store = f" --backend-store-uri {tracking.uri}" if tracking.uri else ""
     return f"look:  mlflow ui --port 5000{store}   then open the address above"

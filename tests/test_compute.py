@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tracked_cls.compute import make_compute, resolve_threads
+from tracked_cls.compute import make_compute
 from tracked_cls.errors import UserError
 
 
@@ -30,10 +30,9 @@ def test_threads_default_to_the_cores_this_process_may_use():
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(cores)})
-        assert resolve_threads(None) == 1
+        assert make_compute("cpu", None).threads == 1
     finally:
         os.sched_setaffinity(0, cores)
-    assert resolve_threads(3) == 3
 
 
 def test_a_cuda_device_that_is_not_there_is_the_users_mistake():

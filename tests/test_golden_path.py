@@ -213,10 +213,19 @@ def test_another_model_is_not_registered_while_there_is_a_champion(store, traine
     assert "promote.auto=first" in other.promotion.reason
 
 
-def test_the_model_of_a_smoke_run_is_not_registered(store, trained):
-    smoke = _do(experiment.run, TrainConfig, [*fast(limit=50, epochs=1, promote__auto="always"), *store])
-    assert smoke.promotion.version is None
-    assert smoke.promotion.reason == "limit=50: the model of a smoke run is not registered"
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"limit": 50, "promote__auto": "always"}, "limit=50: the model of a smoke run is not registered"),
+        ({"seed": 6, "promote__auto": "never"}, "promote.auto=never"),
+    ],
+    ids=["smoke run", "never"],
+)
+def test_a_model_that_is_not_to_be_registered_is_not(store, trained, client, options, reason):
+    before = len(client.search_model_versions("name='digits-classifier'"))
+    outcome = _do(experiment.run, TrainConfig, [*fast(epochs=1, **options), *store])
+    assert (outcome.promotion.version, outcome.promotion.reason) == (None, reason)
+    assert len(client.search_model_versions("name='digits-classifier'")) == before
 
 
 def test_a_model_of_other_classes_is_refused_before_anything_is_prepared(store, trained, tmp_path):

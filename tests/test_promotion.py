@@ -24,9 +24,8 @@ def register(tracker, trained):
     name = f"toy{next(NUMBERS)}-classifier"
 
     def go(weights, accuracy=0.9, data="d1", auto="always"):
-        tags = {"weights.digest": weights, "data.digest": data, "test_accuracy": str(accuracy)}
-        options = {"refusal": "promote.auto=never" if auto == "never" else None, "compare": auto == "always"}
-        return promotion.register(tracker, name, trained.model_uri, run_id=trained.run_id, tags=tags, **options)
+        tags = {"run.id": trained.run_id, "weights.digest": weights, "data.digest": data, "test_accuracy": str(accuracy)}
+        return promotion.register(tracker, name, trained.model_uri, tags=tags, compare=auto == "always")
 
     go.alias = lambda alias: registry.by_alias(tracker.client, name, alias)
     return go
@@ -38,12 +37,6 @@ def test_the_first_version_becomes_champion(register, auto):
     assert (done.verdict, done.version.number) == ("promoted", 1)
     assert register.alias("champion").number == 1
     assert register.alias("challenger") is None
-
-
-def test_never_registers_nothing(register):
-    done = register("a", auto="never")
-    assert (done.verdict, done.version) == ("not registered", None)
-    assert register.alias("champion") is None
 
 
 def test_first_registers_only_while_there_is_no_champion(register):
@@ -94,6 +87,6 @@ def test_trouble_with_the_store_is_not_taken_for_a_missing_champion(tracker, tra
         raise MlflowException("database is locked", error_code=INTERNAL_ERROR)
 
     monkeypatch.setattr(tracker.client, "get_model_version_by_alias", broken)
-    tags = {"weights.digest": "z", "data.digest": "d1", "test_accuracy": "0.5"}
+    tags = {"run.id": trained.run_id, "weights.digest": "z", "data.digest": "d1", "test_accuracy": "0.5"}
     with pytest.raises(MlflowException, match="locked"):
-        promotion.register(tracker, "digits-classifier", trained.model_uri, run_id=trained.run_id, tags=tags, compare=True)
+        promotion.register(tracker, "digits-classifier", trained.model_uri, tags=tags, compare=True)

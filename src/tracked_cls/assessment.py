@@ -15,7 +15,7 @@ from torch import nn
 
 from tracked_cls import evaluation, models, plots, preparation, registry, weights
 from tracked_cls.compute import make_compute
-from tracked_cls.config import EvaluateConfig, ModelConfig
+from tracked_cls.config import EvaluateConfig, ModelConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import Split, open_split
@@ -23,7 +23,7 @@ from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.errors import UserError
 from tracked_cls.evaluation import TOP, EvalReport
 from tracked_cls.models import Shape
-from tracked_cls.serving.classifier import Classifier, read_meta
+from tracked_cls.serving.classifier import Classifier, read_meta, softmax
 from tracked_cls.serving.packaging import Bundle
 from tracked_cls.tracking import Tracker
 
@@ -49,8 +49,7 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
     network, meta = load_network(bundle)
     compute = make_compute(cfg.device, cfg.threads)
     preprocess = Preprocess.from_dict(meta["preprocess"])
-    _require_same_classes(preparation.class_names(cfg.data, cfg.tracking), meta, address, cfg.data.label)
-    prepared = replace(_in_geometry_of(preprocess, cfg, tracker), preprocess=preprocess)
+    prepared = replace(_prepared_for(meta, preprocess, cfg, tracker, address), preprocess=preprocess)
     split = open_split(prepared, cfg.evaluate.split, compute=compute, limit=cfg.limit)
     with tracker.begin("evaluate", f"evaluate {cfg.data.label} {cfg.evaluate.split}") as tracked:
         tracked.log_config(cfg)
@@ -105,9 +104,7 @@ def prefixed(metrics: Mapping[str, float], split: str) -> dict[str, float]:
 def parity(network: nn.Module, bundle: Bundle, split: Split) -> float:
     """Return the largest difference in probability between a network and its ONNX form, on real images."""
     sample = replace(split, indices=split.indices[:PARITY_IMAGES])
-    logits = evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits.astype(np.float64)
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    ours = exponents / exponents.sum(axis=1, keepdims=True)
+    ours = softmax(evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits)
     theirs = Classifier.load(bundle.onnx, bundle.meta).probabilities_of(np.asarray(split.prepared.pixels[sample.indices]))
     return float(np.abs(ours - theirs).max())
 
@@ -119,10 +116,17 @@ def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
             f"{row['support']} images" for row in rows]  # fmt: skip
 
 
-def _in_geometry_of(preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracker) -> Prepared:
-    """Return the data as the model wants to see them: as they are prepared if that fits, else prepared at its size."""
+def _prepared_for(
+    meta: Mapping[str, Any], preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracker, address: str
+) -> Prepared:
+    """Return the data as the model wants to see them: as they are prepared if that fits, else prepared at its size.
+
+    Raises `UserError`, before anything is prepared, where they have other classes than the model.
+    """
     geometry = preprocess.geometry
-    found = preparation.open_prepared(cfg.data, cfg.tracking)
+    source = preparation.scan_input(cfg.data, cfg.tracking)
+    found = preparation.find(cfg.data, workspace(cfg.tracking) / cfg.data.store, source)
+    _require_same_classes(found.manifest.classes if found else source.class_names, meta, address, cfg.data.label)
     if found is not None and found.preprocess.geometry == geometry:
         return found
     say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images")
@@ -134,7 +138,7 @@ def _in_geometry_of(preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracke
             "interpolation": geometry.interpolation,
         }
     )
-    return preparation.open_or_prepare(fitting, cfg.tracking, tracker)
+    return preparation.open_or_prepare(fitting, cfg.tracking, tracker, source)
 
 
 def _require_same_classes(classes: Sequence[str], meta: Mapping[str, Any], address: str, data: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tracked_cls.errors import UserError
+from tracked_cls.provenance import num_cores
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,9 @@ class Compute:
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
 
-def resolve_threads(threads: int | None) -> int:
-    """Return the number of CPU threads: as given, else all cores this process may use."""
-    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
-
-
 def make_compute(device: str, threads: int | None, performance: str = "auto") -> Compute:
     """Pin the threads and choose the device; raises `UserError` for a device that is not there."""
-    count = resolve_threads(threads)
+    count = threads or num_cores()
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(performance == "exact")
     chosen = _device(device)

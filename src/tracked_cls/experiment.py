@@ -84,15 +84,7 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
     _log_results(tracked, state, report)
     bundle = _export(cfg, state, shape, prepared, attempt, tracked)
     model_uri = _log_model(tracked, bundle, state, test)
-    promoted = promotion.register(
-        tracker,
-        cfg.data.model_name,
-        model_uri,
-        run_id=tracked.run_id,
-        tags=_version_tags(tracked, prepared, state, report),
-        refusal=_no_registration(cfg),
-        compare=cfg.promote.auto == "always",
-    )
+    promoted = _register(cfg, tracker, model_uri, _version_tags(tracked, prepared, state, report))
     tracked.set_tags({"promotion.verdict": promoted.verdict, "promotion.reason": promoted.reason})
     outcome = Outcome(
         run_id=tracked.run_id,
@@ -191,11 +183,13 @@ def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> 
         return log_model(bundle, tracked.run_id, scratch=Path(scratch), example=example)
 
 
-def _no_registration(cfg: TrainConfig) -> str | None:
-    """Return why this run's model is not to be registered, whatever it reached."""
+def _register(cfg: TrainConfig, tracker: Tracker, model_uri: str, tags: dict[str, str]) -> Promotion:
+    """Register the model as ``promote.auto`` says; that of a smoke run never."""
     if cfg.limit is not None:
-        return f"limit={cfg.limit}: the model of a smoke run is not registered"
-    return "promote.auto=never" if cfg.promote.auto == "never" else None
+        return Promotion("not registered", f"limit={cfg.limit}: the model of a smoke run is not registered")
+    if cfg.promote.auto == "never":
+        return Promotion("not registered", "promote.auto=never")
+    return promotion.register(tracker, cfg.data.model_name, model_uri, tags=tags, compare=cfg.promote.auto == "always")
 
 
 def _version_tags(tracked: Run, prepared: Prepared, state: TrainState, report: EvalReport) -> dict[str, str]:

@@ -31,12 +31,10 @@ class Whole:
 
 
 def run(cfg: MainConfig, tracker: Tracker) -> Whole:
-    """Prepare the data, train on them, evaluate the trained model, and let the champion (or the
-    trained model, where it was not registered) label some test images.
-    """
+    """Prepare the data, train, evaluate, and let the champion label some test images (the trained model if there is none)."""
     with tracker.begin("pipeline", f"pipeline {cfg.model.name} on {cfg.data.label}") as parent:
         nested = tracker.within(parent)
-        parent.log_params({"model": cfg.model.name, "seed": cfg.seed, "epochs": cfg.epochs})
+        parent.log_config(cfg)
         outcome = experiment.run(cfg, nested)
         say("evaluate: the trained model on the test split")
         evaluation = assessment.run(_evaluate(cfg, outcome), nested)

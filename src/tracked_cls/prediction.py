@@ -18,6 +18,7 @@ from tracked_cls.console import progress
 from tracked_cls.data.decode import Pixels, RejectedImage, decode, read_file
 from tracked_cls.data.sources import list_images
 from tracked_cls.errors import UserError
+from tracked_cls.provenance import num_cores
 from tracked_cls.serving.classifier import Classifier
 from tracked_cls.tracking import Tracker
 
@@ -141,7 +142,7 @@ def _decoded(files: Sequence[tuple[str, Path]], cfg: PredictConfig) -> Iterator[
     """Yield batches of (image_id, pixels or why there are none); the next batch is decoded while one is scored."""
     size = cfg.predict.batch_size
     batches = [files[start : start + size] for start in range(0, len(files), size)]
-    with ThreadPoolExecutor(cfg.predict.workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cfg.predict.workers or num_cores()) as pool:
         ahead = [pool.map(_read, batch) for batch in batches[:1]]
         for index, batch in enumerate(progress(batches, len(batches), "predicting", unit="batch")):
             ahead += [pool.map(_read, following) for following in batches[index + 1 : index + 2]]

@@ -21,6 +21,7 @@ from tracked_cls.data.intake import CHUNK
 from tracked_cls.data.manifest import Manifest, assign_splits, make_manifest, save_manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import SPLITS, Source, scan
+from tracked_cls.provenance import num_cores
 from tracked_cls.report import DataFacts, data_report, render_data_report
 from tracked_cls.tracking import Run, Tracker
 
@@ -38,12 +39,15 @@ class Preparation:
 
 
 def run(cfg: PrepareConfig, tracker: Tracker) -> Preparation:
-    """Prepare the data in a run of their own; unchanged input is recognised and left as it is."""
-    source = _scan(cfg.data, cfg.tracking)
+    """Prepare the data in a run of their own; unchanged input is recognised, checked and left as it is."""
+    return _run(cfg, scan_input(cfg.data, cfg.tracking), tracker)
+
+
+def _run(cfg: PrepareConfig, source: Source, tracker: Tracker) -> Preparation:
     store = workspace(cfg.tracking) / cfg.data.store
     found = find(cfg.data, store, source)
-    if found is None:
-        assert source.class_names, "listing them refuses classes that cannot be learnt, before a run is opened"
+    if found is None:  # the list of classes is checked as it is made: before a run is opened
+        say(f"prepare: {len(source.samples):,} images of {len(source.class_names)} classes in {source.name}")
     else:
         cache.verify_prepared(found.folder)
     with tracker.begin("prepare", f"prepare {cfg.data.label}") as tracked:
@@ -55,26 +59,20 @@ def run(cfg: PrepareConfig, tracker: Tracker) -> Preparation:
     return Preparation(prepared, found is None, tracked.url)
 
 
-def open_or_prepare(data: DataConfig, tracking: TrackingConfig, tracker: Tracker) -> Prepared:
-    """Return the prepared set of a configuration, prepared now, in a run beside, where it is not there."""
-    found = open_prepared(data, tracking)
+def open_or_prepare(data: DataConfig, tracking: TrackingConfig, tracker: Tracker, source: Source | None = None) -> Prepared:
+    """Return the prepared set of a configuration, prepared now, in a run beside, where it is not there.
+
+    `source` is its input where that was scanned already.
+    """
+    source = source or scan_input(data, tracking)
+    found = find(data, workspace(tracking) / data.store, source)
     if found is not None:
         return found
     say(f"prepare: {data.label} is not prepared yet, or has changed")
-    preparation = run(PrepareConfig(data=data, tracking=tracking), tracker.beside())
+    preparation = _run(PrepareConfig(data=data, tracking=tracking), source, tracker.beside())
     for line in lines(preparation):
         say(line)
     return preparation.prepared
-
-
-def open_prepared(data: DataConfig, tracking: TrackingConfig) -> Prepared | None:
-    """Return the prepared set of a configuration if it is there and its input has not changed."""
-    return find(data, workspace(tracking) / data.store, _scan(data, tracking))
-
-
-def class_names(data: DataConfig, tracking: TrackingConfig) -> tuple[str, ...]:
-    """Return the classes that the input of a configuration has, without decoding it."""
-    return _scan(data, tracking).class_names
 
 
 def lines(preparation: Preparation) -> list[str]:
@@ -95,7 +93,7 @@ def lines(preparation: Preparation) -> list[str]:
     return text
 
 
-def _scan(data: DataConfig, tracking: TrackingConfig) -> Source:
+def scan_input(data: DataConfig, tracking: TrackingConfig) -> Source:
     """List the input of a configuration."""
     home = workspace(tracking)
     if data.source == "torchvision":  # may be empty still: it is downloaded into
@@ -138,7 +136,7 @@ def _write(folder: Path, source: Source, cfg: DataConfig, started: float) -> Non
     plan = Plan(cfg.image_size or intake.usual_side(source), cfg.channels, cfg.fit, cfg.interpolation, cfg.max_pixels)
     spool_file = folder / "spool"
     with spool_file.open("wb") as spool:
-        taken = intake.take_in(source, plan, cfg.workers or intake.num_cores(), spool)
+        taken = intake.take_in(source, plan, cfg.workers or num_cores(), spool)
     intake.check_classes_left(taken, source)
 
     number_by_name = {name: number for number, name in enumerate(source.class_names)}

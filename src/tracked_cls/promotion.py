@@ -21,29 +21,18 @@ class Promotion:
     version: Version | None = None
 
 
-def register(
-    tracker: Tracker,
-    name: str,
-    model_uri: str,
-    *,
-    run_id: str,
-    tags: Mapping[str, str],
-    refusal: str | None = None,
-    compare: bool = False,
-) -> Promotion:
-    """Register a model, and move ``champion`` to it by the rule; `refusal` says why not to.
+def register(tracker: Tracker, name: str, model_uri: str, *, tags: Mapping[str, str], compare: bool) -> Promotion:
+    """Register a model, with its tags, and move ``champion`` to it by the rule.
 
     The rule: the first version becomes champion; a later one, registered only where `compare`, if its test accuracy on the
     same data is higher.
     """
-    if refusal is not None:
-        return Promotion("not registered", refusal)
     client = tracker.client
     champion = registry.by_alias(client, name, CHAMPION)
     if not compare and champion is not None and champion.tags.get("weights.digest") != tags["weights.digest"]:
         reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
         return Promotion("not registered", reason)
-    version = registry.register(client, name, model_uri, run_id=run_id, tags=tags)
+    version = registry.register(client, name, model_uri, run_id=tags["run.id"], tags=tags)
     if champion is not None and version.number == champion.number:  # its tags tell how it became champion: they stay
         return Promotion("kept", f"{version.uri} with the same weights is champion already", version)
     verdict, reason = _judge(tags, champion)

@@ -23,6 +23,11 @@ def origin() -> dict[str, str]:
     return tags
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _git(*arguments: str) -> str | None:
     if not (_CHECKOUT / ".git").exists():
         return None
@@ -38,7 +43,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": num_cores(),
         "packages": {name: _version(name) for name in _LIBRARIES},
     }
 

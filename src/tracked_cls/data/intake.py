@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -101,11 +100,6 @@ def _result(chunk: Sequence[str], future: Future[list[Outcome]]) -> list[Outcome
             f"a decoding process died, perhaps for lack of memory, at or soon after {chunk[0]!r}; "
             "data.workers=1 decodes without extra processes, a lower data.max_pixels needs less memory"
         ) from None
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usual_side(source: Source) -> int:

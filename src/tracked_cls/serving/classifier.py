@@ -54,13 +54,18 @@ class Classifier:
     def probabilities_of(self, batch: Pixels) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K] of images that have the model's size already, uint8 [B,S,S,C]."""
         (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: self.preprocess.normalise(batch)})
-        shifted = np.asarray(logits, dtype=np.float64)
-        exponents = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-        return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+        return softmax(logits)
 
     def classify(self, images: Iterable[bytes | Pixels]) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K] of encoded (bytes) or decoded (array) images."""
         return self.probabilities([decode(image) if isinstance(image, bytes) else as_array(image) for image in images])
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return probabilities [B,K] of logits [B,K], in double precision."""
+    wide = logits.astype(np.float64)
+    exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
 def read_meta(path: Path) -> dict[str, Any]:
