@@ -23,6 +23,16 @@ def fast(**options):
     return [*PARAMS, *(word for key, value in words.items() for word in (f"--{key.replace('__', '.')}", str(value)))]
 
 
+def do(use_case, cls, words):
+    """Run a use case in this process, on a configuration read from words."""
+    from tracked_cls import tracking
+    from tracked_cls.config import load
+
+    cfg = load(cls, words)
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        return use_case(cfg, tracker)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A folder with a migrated tracking store: making one takes seconds, so the session shares it."""
@@ -38,12 +48,10 @@ def store(home):
 @pytest.fixture(scope="session")
 def trained(store):
     """The outcome of a short training on the digits, registered as their first champion."""
-    from tracked_cls import experiment, tracking
-    from tracked_cls.config import TrainConfig, load
+    from tracked_cls import experiment
+    from tracked_cls.config import TrainConfig
 
-    cfg = load(TrainConfig, [*fast(), *store])
-    with tracking.open_tracker(cfg.tracking) as tracker:
-        return experiment.run(cfg, tracker)
+    return do(experiment.run, TrainConfig, [*fast(), *store])
 
 
 @pytest.fixture

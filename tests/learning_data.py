@@ -10,8 +10,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from tracked_cls.compute import Compute
+from tracked_cls.config import LoaderConfig, TransformsConfig
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import open_split
+from tracked_cls.data.loaders import Feed, open_split
 from tracked_cls.data.manifest import make_manifest
 from tracked_cls.data.preprocess import Geometry, Preprocess
 from tracked_cls.models import Shape
@@ -64,9 +65,16 @@ def noise(labels, channels=1, size=8, splits=None) -> Prepared:
     return make_prepared(pixels, labels, splits or ["train"] * len(labels))
 
 
-def train_and_val(prepared):
-    """Return both splits on the CPU."""
-    return open_split(prepared, "train", compute=CPU), open_split(prepared, "val", compute=CPU)
+def make_feed(prepared, transforms=None, **loader) -> Feed:
+    """Return the feed of a list of training transforms (or of whole options of transforms) on the CPU."""
+    options = transforms if isinstance(transforms, dict) else {"train": transforms or []}
+    return Feed.create(prepared, CPU, TransformsConfig.model_validate(options), LoaderConfig.model_validate(loader))
+
+
+def train_and_val(prepared, cfg=None):
+    """Return both splits on the CPU, with the transforms and the loader of a configuration."""
+    feed = Feed.create(prepared, CPU, cfg.transforms, cfg.loader) if cfg else make_feed(prepared)
+    return open_split(feed, "train"), open_split(feed, "val")
 
 
 def shape_of(prepared) -> Shape:

@@ -64,7 +64,12 @@ def test_exact_copies_are_counted_within_and_across_splits_and_classes(tmp_path)
     Image.open(original).save(root / "train" / "a" / "copy.bmp")  # other bytes, same pixels
     shutil.copyfile(original, root / "test" / "b" / "leak.png")
     report, page = read(prepare(tmp_path, root))
-    assert report["duplicates"] == {"within_splits": 2, "across_splits": 1, "across_classes": 1}
+    found = report["duplicates"]
+    assert (found["within_splits"], found["across_splits"], found["across_classes"]) == (2, 1, 1)
+    (group,) = found["groups"]
+    assert set(group["paths"]) == {"train/a/0.png", "train/a/copy.png", "train/a/copy.bmp", "test/b/leak.png"}
+    assert (group["splits"], group["classes"]) == (["train", "test"], ["a", "b"])
+    assert "<code>test/b/leak.png</code>" in page
     assert "1 pictures in more than one split" in page
 
 

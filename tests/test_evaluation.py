@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from tracked_cls import evaluation, weights
 from tracked_cls.config import ModelConfig
+from tracked_cls.data.loaders import Batch
 from tracked_cls.errors import UserError
-from tracked_cls.evaluation import Scores, refresh_batchnorm, report, score
-from tracked_cls.metrics import Sums
+from tracked_cls.evaluation import MultiLabelScores, Scores, refresh_batchnorm, report, score
+from tracked_cls.metrics import Sums, hits
 from tracked_cls.models import Shape, make_model
 
 RNG = np.random.default_rng(0)
@@ -33,7 +34,7 @@ def probabilities(some):
 
 def batches(sizes=(5, 5, 3), channels=1):
     torch.manual_seed(0)
-    return [(torch.randn(size, channels, 8, 8), torch.arange(size) % 3) for size in sizes]
+    return [Batch(torch.randn(size, channels, 8, 8), torch.arange(size) % 3) for size in sizes]
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -114,7 +115,9 @@ def test_sums_are_means_over_samples_with_uneven_batches():
     logits, labels = torch.randn(13, 4), torch.randint(0, 4, (13,))
     sums = Sums.zero(torch.device("cpu"))
     for chosen in torch.arange(13).split([6, 6, 1]):
-        sums.add(functional.cross_entropy(logits[chosen], labels[chosen]), logits[chosen], labels[chosen])
+        sums.add(
+            functional.cross_entropy(logits[chosen], labels[chosen]), hits(logits[chosen], labels[chosen], multi_label=False)
+        )
     assert sums.mean_loss == pytest.approx(float(functional.cross_entropy(logits.double(), labels)), rel=1e-6)
     assert sums.accuracy == float((logits.argmax(1) == labels).double().mean())
     assert sums.count == 13
@@ -122,7 +125,7 @@ def test_sums_are_means_over_samples_with_uneven_batches():
 
 def test_sums_continue_exactly_from_their_state():
     sums, fresh = Sums.zero(torch.device("cpu")), Sums.zero(torch.device("cpu"))
-    sums.add(torch.tensor(1 / 3), torch.eye(3), torch.tensor([0, 1, 0]))
+    sums.add(torch.tensor(1 / 3), torch.tensor([True, True, False]))
     fresh.load_state_dict(sums.state_dict())
     assert (fresh.mean_loss, fresh.accuracy, fresh.count) == (sums.mean_loss, sums.accuracy, 3)
 
@@ -154,14 +157,14 @@ def test_scoring_restores_the_mode_and_leaves_the_weights_alone(was_training):
 def test_scoring_restores_the_mode_after_an_error():
     model = network().train()
     with pytest.raises(RuntimeError):
-        score(model, [(torch.zeros(1, 2, 8, 8), torch.zeros(1))])
+        score(model, [Batch(torch.zeros(1, 2, 8, 8), torch.zeros(1))])
     assert model.training
 
 
 def test_scores_hardly_depend_on_the_batch_size():
     model = network()
     images, labels = torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    one, many = (score(model, zip(images.split(size), labels.split(size), strict=True)) for size in (20, 7))
+    one, many = (score(model, map(Batch, images.split(size), labels.split(size))) for size in (20, 7))
     np.testing.assert_allclose(one.logits, many.logits, atol=1e-5)
 
 
@@ -169,8 +172,8 @@ def test_refreshed_batchnorm_statistics_are_the_plain_mean_over_batches():
     norm = nn.BatchNorm2d(2, momentum=0.3)
     norm.running_mean.fill_(99)  # what came before does not count
     norm.num_batches_tracked.fill_(7)
-    data = [images for images, _ in batches((6, 5, 5), channels=2)]
-    refresh_batchnorm(nn.Sequential(norm), [(images, torch.zeros(0)) for images in data])
+    data = [batch.images for batch in batches((6, 5, 5), channels=2)]
+    refresh_batchnorm(nn.Sequential(norm), [Batch(images, torch.zeros(0)) for images in data])
     by_channel = [images.double().transpose(0, 1).flatten(1) for images in data]
     mean = sum(values.mean(1) for values in by_channel) / 3
     variance = sum(values.var(1) for values in by_channel) / 3
@@ -207,3 +210,71 @@ def test_a_network_without_batchnorm_needs_no_refresh():
         yield
 
     evaluation.refresh_batchnorm(nn.Linear(2, 2), no_images())
+
+
+# ---- several labels, several views, frames ---------------------------------------------------------------------------
+
+
+def several(num=300, num_classes=5):
+    logits = RNG.normal(scale=2, size=(num, num_classes)).astype(np.float32)
+    return MultiLabelScores(logits, (RNG.random((num, num_classes)) < 0.3).astype(np.uint8))
+
+
+def test_a_report_of_several_labels_is_scikit_learns():
+    some = several()
+    found = report(some, CLASSES[:5])
+    said = (some.logits > 0).astype(int)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(some.labels, said, zero_division=0)
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
+        assert [row[name] for row in found.per_class] == expected.tolist()
+    sure = 1 / (1 + np.exp(-some.logits.astype(np.float64)))
+    by_class = [reference.log_loss(some.labels[:, k], sure[:, k], labels=[0, 1]) for k in range(5)]
+    assert found.confusion is None
+    assert found.metrics == pytest.approx(
+        {
+            "accuracy": reference.accuracy_score(some.labels, said),
+            "label_accuracy": 1 - reference.hamming_loss(some.labels, said),
+            "loss": np.mean(by_class),
+            "precision_macro": precision.mean(),
+            "recall_macro": recall.mean(),
+            "f1_macro": f1.mean(),
+        }
+    )
+
+
+def test_scoring_tells_several_labels_from_one_by_their_shape():
+    model = network()
+    images = torch.randn(4, 1, 8, 8)
+    assert type(score(model, [Batch(images, torch.tensor([0, 1, 2, 0]))])) is Scores
+    assert type(score(model, [Batch(images, torch.eye(4, 3, dtype=torch.uint8))])) is MultiLabelScores
+
+
+def test_several_views_count_as_the_mean_of_their_logits():
+    model = network()
+    images = torch.randn(6, 1, 8, 8)
+    alone = score(model, [Batch(images, torch.zeros(6, dtype=torch.int64))]).logits
+    together = score(model, [Batch(images, torch.zeros(2, dtype=torch.int64), views=3)]).logits
+    np.testing.assert_allclose(together, alone.reshape(2, 3, 3).mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "multi_label", "right"),
+    [
+        ([0, 1, 0], False, [True, True, False]),
+        ([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]], False, [True, True, False]),
+        ([[1, 0], [0, 1], [1, 1]], True, [True, True, False]),
+    ],
+    ids=["labels", "mixed shares", "several labels"],
+)
+def test_hits_follow_the_kind_of_the_targets(targets, multi_label, right):
+    logits = torch.tensor([[2.0, -1.0], [-1.0, 2.0], [-3.0, 1.0]])
+    assert hits(logits, torch.tensor(targets), multi_label=multi_label).tolist() == right
+
+
+def test_a_network_of_clips_averages_the_logits_of_its_frames():
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(name="small_cnn"), Shape(3, 1, 8, frames=4)).eval()
+    clips = torch.randn(2, 4, 1, 8, 8)
+    with torch.no_grad():
+        by_hand = torch.stack([model.network(clips[:, frame]) for frame in range(4)]).mean(dim=0)
+        torch.testing.assert_close(model(clips), by_hand)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import PARAMS, fast
-from tracked_cls import assessment, experiment, prediction, preparation, tracking
+from tests.conftest import PARAMS, do, fast
+from tracked_cls import assessment, experiment, prediction, preparation
 from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load
 from tracked_cls.errors import UserError
 
@@ -19,12 +19,6 @@ BY_EPOCH = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "e
 @pytest.fixture
 def run_of(client, trained):
     return client.get_run(trained.run_id)
-
-
-def _do(use_case, cls, words):
-    cfg = load(cls, words)
-    with tracking.open_tracker(cfg.tracking) as tracker:
-        return use_case(cfg, tracker)
 
 
 @pytest.mark.parametrize("key", BY_EPOCH)
@@ -66,6 +60,7 @@ def test_a_short_training_learns(trained):
 def test_pictures_and_tables_lie_in_the_run(client, trained, tmp_path):
     names = {item.path for folder in ("plots", "tables") for item in client.list_artifacts(trained.run_id, folder)}
     assert names == {
+        "plots/augmented.png",
         "plots/curves.png",
         "plots/test_confusion.png",
         "tables/test_confusion.csv",
@@ -102,7 +97,7 @@ def test_the_first_version_is_champion_and_leads_back_to_run_and_data(client, tr
 
 
 def test_preparing_unchanged_data_does_nothing_and_says_so(trained, store):
-    again = _do(preparation.run, PrepareConfig, [*PARAMS, *store])
+    again = do(preparation.run, PrepareConfig, [*PARAMS, *store])
     assert not again.is_new
     assert again.prepared.folder == trained.prepared.folder
     assert "unchanged and sound, nothing to do" in preparation.lines(again)[0]
@@ -111,7 +106,7 @@ def test_preparing_unchanged_data_does_nothing_and_says_so(trained, store):
 @pytest.mark.parametrize("address", ["runs:/{run}", "models:/digits-classifier/1", "models:/digits-classifier@champion", None])
 def test_evaluate_gives_the_numbers_of_training_for_every_address(trained, client, store, address):
     words = ["--model", address.format(run=trained.run_id)] if address else []
-    evaluation = _do(assessment.run, EvaluateConfig, [*PARAMS, *store, "--threads", "2", *words])
+    evaluation = do(assessment.run, EvaluateConfig, [*PARAMS, *store, "--threads", "2", *words])
     assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
     run = client.get_run(evaluation.run_id)
     assert run.data.tags["kind"] == "evaluate"
@@ -122,7 +117,7 @@ def test_evaluate_gives_the_numbers_of_training_for_every_address(trained, clien
 
 def test_evaluate_prepares_the_data_at_the_size_of_the_model(trained, store):
     words = [*PARAMS, *store, "--threads", "2", "--data.image_size", "24"]
-    evaluation = _do(assessment.run, EvaluateConfig, words)
+    evaluation = do(assessment.run, EvaluateConfig, words)
     assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
 
 
@@ -144,7 +139,7 @@ def test_predict_labels_every_image_and_lists_the_bad_ones(client, store, pictur
     folder, labels = pictures
     output = tmp_path / "out.csv"
     words = [*PARAMS, *store, "--input", str(folder), "--output", str(output)]
-    predictions = _do(prediction.run, PredictConfig, words)
+    predictions = do(prediction.run, PredictConfig, words)
     with output.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["image_id"] for row in rows] == sorted(labels)
@@ -170,9 +165,9 @@ def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
     output.write_text("precious")
     words = [*PARAMS, *store, "--input", str(folder), "--output", str(output)]
     with pytest.raises(UserError, match="exists; set predict.overwrite=true"):
-        _do(prediction.run, PredictConfig, words)
+        do(prediction.run, PredictConfig, words)
     assert output.read_text() == "precious"
-    _do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
+    do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
     assert output.read_text().startswith("image_id,label,probability\n")
 
 
@@ -182,13 +177,13 @@ def test_an_output_that_cannot_be_written_is_one_line(store, pictures, tmp_path,
     (tmp_path / "folder").mkdir()
     words = [*PARAMS, *store, "--input", str(pictures[0]), "--output", str(tmp_path / output)]
     with pytest.raises(UserError, match="^predict.output: "):
-        _do(prediction.run, PredictConfig, words)
+        do(prediction.run, PredictConfig, words)
 
 
 def test_predict_takes_a_single_file(store, pictures, tmp_path):
     folder, _ = pictures
     words = [*PARAMS, *store, "--input", str(folder / "folder0" / "0.png"), "--output", str(tmp_path / "one.csv")]
-    assert _do(prediction.run, PredictConfig, words).count_by_label.total() == 1
+    assert do(prediction.run, PredictConfig, words).count_by_label.total() == 1
 
 
 def test_predict_of_nothing_readable_is_an_error_and_writes_nothing(store, tmp_path, trained):
@@ -196,19 +191,19 @@ def test_predict_of_nothing_readable_is_an_error_and_writes_nothing(store, tmp_p
     (tmp_path / "in" / "a.png").write_text("no")
     words = [*PARAMS, *store, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out.csv")]
     with pytest.raises(UserError, match="none of the 1 files"):
-        _do(prediction.run, PredictConfig, words)
+        do(prediction.run, PredictConfig, words)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_the_same_training_again_is_a_new_run_with_the_same_weights(trained, store, client):
-    again = _do(experiment.run, TrainConfig, [*fast(), *store])
+    again = do(experiment.run, TrainConfig, [*fast(), *store])
     assert again.run_id != trained.run_id
     assert again.test.metrics == trained.test.metrics
     assert again.promotion.version.number == trained.promotion.version.number, "one version per weights digest"
 
 
 def test_another_model_is_not_registered_while_there_is_a_champion(store, trained):
-    other = _do(experiment.run, TrainConfig, [*fast(seed=5, epochs=1), *store])
+    other = do(experiment.run, TrainConfig, [*fast(seed=5, epochs=1), *store])
     assert other.promotion.verdict == "not registered"
     assert "promote.auto=first" in other.promotion.reason
 
@@ -223,7 +218,7 @@ def test_another_model_is_not_registered_while_there_is_a_champion(store, traine
 )
 def test_a_model_that_is_not_to_be_registered_is_not(store, trained, client, options, reason):
     before = len(client.search_model_versions("name='digits-classifier'"))
-    outcome = _do(experiment.run, TrainConfig, [*fast(epochs=1, **options), *store])
+    outcome = do(experiment.run, TrainConfig, [*fast(epochs=1, **options), *store])
     assert (outcome.promotion.version, outcome.promotion.reason) == (None, reason)
     assert len(client.search_model_versions("name='digits-classifier'")) == before
 
@@ -235,7 +230,7 @@ def test_a_model_of_other_classes_is_refused_before_anything_is_prepared(store, 
             Image.new("L", (9, 9), index).save(tmp_path / "in" / name / f"{index}.png")
     words = ["--data.source", "folder", "--data.root", str(tmp_path / "in"), "--data.store", str(tmp_path / "data")]
     with pytest.raises(UserError, match="unknown to the model: cat, dog"):
-        _do(assessment.run, EvaluateConfig, [*PARAMS, *store, *words, "--model", f"runs:/{trained.run_id}"])
+        do(assessment.run, EvaluateConfig, [*PARAMS, *store, *words, "--model", f"runs:/{trained.run_id}"])
     assert not (tmp_path / "data").exists()
 
 

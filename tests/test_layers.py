@@ -8,26 +8,34 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
 LAYERS = [
-    ["errors", "config", "signals", "console", "provenance"],
+    ["errors", "config", "signals", "console", "provenance", "plugins"],
     [
-        *("data.decode", "data.preprocess", "data.ingest"),
-        *("data.sources.base", "data.sources.digits", "data.sources.folder", "data.sources.idx", "data.sources.vision"),
-        *("data.sources", "data.intake", "data.manifest", "data.cache"),
-        *("randomness", "compute", "transforms", "data.loaders", "models", "weights", "losses", "optim", "metrics"),
+        *("data.signature", "data.decode", "data.preprocess", "data.ingest", "data.shards", "data.storage"),
+        *(
+            f"data.sources.{name}"
+            for name in (
+                *("patterns", "base", "files", "rows", "places", "readers"),
+                *("digits", "folder", "idx", "vision", "tables", "python", "composite"),
+            )
+        ),
+        *("data.sources", "data.intake", "data.manifest", "data.splits", "data.cache", "data.reuse", "data.exchange"),
+        *("randomness", "compute", "losses"),
+        *(f"transforms.{name}" for name in ("tensors", "batch", "mixing", "steps", "samples", "views")),
+        *("transforms", "transforms.inference", "data.loaders", "models", "weights", "optim", "metrics"),
     ],
     ["evaluation", "training", "checkpoint", "plots", "conversion"],
     ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
-    ["report", "preparation", "assessment", "promotion", "experiment", "prediction", "pipeline"],
+    ["report", "inspection", "assembly", "preparation", "assessment", "promotion", "experiment", "prediction", "pipeline"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
     "mlflow": {"serving.pyfunc", "serving.packaging", "tracking", "registry"},
     "matplotlib": {"plots"},
-    "torchvision": {"models", "data.sources.vision"},
+    "torchvision": {"models", "data.sources.vision", "transforms.steps"},
     "onnxruntime": {"serving.classifier"},
     "sqlite3": {"tracking"},
 }
-TRAVELLING = {"errors", "data.decode", "data.preprocess", "serving.classifier", "serving.pyfunc"}
+TRAVELLING = {"errors", "data.signature", "data.decode", "data.preprocess", "serving.classifier", "serving.pyfunc"}
 
 
 def _files():

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tracked_cls import preparation
-from tracked_cls.config import DataConfig
-from tracked_cls.data import cache, intake, sources
-from tracked_cls.data.decode import decode, read_file
+from tracked_cls import preparation, tracking
+from tracked_cls.config import DataConfig, PrepareConfig, TrackingConfig
+from tracked_cls.data import cache, exchange, ingest, intake, sources
+from tracked_cls.data.decode import RejectedImage, decode, read_file
 from tracked_cls.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -258,3 +260,328 @@ def test_a_folder_and_idx_files_of_the_same_images_have_one_content_digest(tmp_p
     image.putpixel((0, 0), 255 - image.getpixel((0, 0)))
     image.save(tmp_path / "in" / "0" / "0.png")
     assert prepare(tmp_path, tmp_path / "in")[0].manifest.content_digest != folder.manifest.content_digest
+
+
+# ---- what has not changed is not decoded again -----------------------------------------------------------------------
+
+
+def contents(prepared, *, but=("report.json", "report.html", "COMPLETE")):
+    return {path.name: path.read_bytes() for path in sorted(prepared.folder.iterdir()) if path.name not in but}
+
+
+def report_of(prepared):
+    return json.loads((prepared.folder / "report.json").read_text())
+
+
+def counts_of_work(prepared):
+    report = report_of(prepared)
+    return report["decoded"], report["reused"]
+
+
+def add(root):
+    Image.fromarray(RNG.integers(0, 256, (14, 14, 3), dtype=np.uint8)).save(root / "cat" / "00.png")
+
+
+def remove(root):
+    (root / "dog" / "3.png").unlink()
+
+
+def change(root):
+    Image.fromarray(RNG.integers(0, 256, (12, 10), dtype=np.uint8)).save(root / "dog" / "3.png")
+    os.utime(root / "dog" / "3.png", (0, 0))
+
+
+def damage(root):
+    (root / "dog" / "3.png").write_text("no image")
+
+
+def nothing(root):
+    (root / "cat" / "notes.txt").write_text("x")
+
+
+REUSES = {
+    "added, in colour": (add, {}, (1, 17)),
+    "removed": (remove, {}, (0, 16)),
+    "changed": (change, {}, (1, 16)),
+    "damaged": (damage, {}, (1, 16)),
+    "another split seed": (nothing, {"split_seed": 3}, (0, 17)),
+    "another split": (nothing, {"split": "hash", "val_fraction": 0.3}, (0, 17)),
+    "another size": (nothing, {"image_size": 9}, (17, 0)),
+    "other channels": (nothing, {"channels": 3}, (17, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", ["pixels", "files"])
+@pytest.mark.parametrize(("change", "options", "work"), REUSES.values(), ids=REUSES)
+def test_what_has_not_changed_is_taken_over_and_the_result_is_that_of_a_fresh_start(tmp_path, change, options, work, kind):
+    root = put(tmp_path / "in")
+    (root / "cat" / "bad.png").write_text("no image")
+    prepare(tmp_path / "1", root, image_size=10, cache=kind)
+    change(root)
+    options = {"image_size": 10, "cache": kind, **options}
+    reusing, fresh = prepare(tmp_path / "1", root, **options)[0], prepare(tmp_path / "2", root, **options)[0]
+    assert counts_of_work(reusing) == work
+    assert counts_of_work(fresh) == (sum(work), 0)
+    assert reusing.manifest.digest == fresh.manifest.digest
+    assert contents(reusing) == contents(fresh)
+    for key in ("rejected", "changed", "original_sizes", "duplicates"):
+        assert report_of(reusing)[key] == report_of(fresh)[key]
+
+
+def test_arrays_of_an_unchanged_source_are_taken_over_too(tmp_path):
+    prepare(tmp_path)
+    assert counts_of_work(prepare(tmp_path, split_seed=1)[0]) == (0, 1797)
+
+
+def test_a_chain_of_additions_decodes_each_image_once(tmp_path):
+    root = put(tmp_path / "in")
+    for index in range(3):
+        Image.new("RGB", (12, 12), (index * 50, 9, 9)).save(root / "cat" / f"new-{index}.png")
+        prepared, _ = prepare(tmp_path, root)
+        assert counts_of_work(prepared) == ((17, 0), (1, 17), (1, 18))[index]
+    assert contents(prepared) == contents(prepare(tmp_path / "fresh", root)[0])
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "intake.parquet", "meta.json", "manifest.parquet", "COMPLETE"])
+def test_a_damaged_earlier_set_spoils_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(cache, "_SMALL_BYTES", 0)  # so that opening it tells nothing
+    root = put(tmp_path / "in", num=12)
+    first, _ = prepare(tmp_path, root)
+    data = bytearray((first.folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (first.folder / name).write_bytes(data)
+    second, _ = prepare(tmp_path, root, split_seed=1)
+    assert counts_of_work(second) == (24, 0)
+    assert contents(second) == contents(prepare(tmp_path / "fresh", root, split_seed=1)[0])
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    root = put(tmp_path / "in")
+
+    def fail_once(path):
+        if path.endswith("cat/0.png"):
+            raise RejectedImage("E_READ", "the network is down")
+        return read_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "read_file", fail_once)
+        assert len(prepare(tmp_path, root)[0].manifest) == 15
+    again, _ = prepare(tmp_path, root, split_seed=1)
+    assert len(again.manifest) == 16
+    assert counts_of_work(again) == (1, 15)
+
+
+# ---- the cache of files ----------------------------------------------------------------------------------------------
+
+
+def test_a_cache_of_files_gives_the_whole_photo_and_what_the_model_sees(tmp_path):
+    root = put(tmp_path / "in", shape=(40, 30, 3), suffix="jpg")
+    Image.new("L", (31, 31), 99).save(root / "cat" / "grey.jpg")
+    files, pixels = (prepare(tmp_path, root, cache=kind, image_size=20)[0] for kind in ("files", "pixels"))
+    assert (files.pixels, pixels.files) == (None, None)
+    assert files.manifest.digest == pixels.manifest.digest
+    assert files.preprocess == pixels.preprocess
+    np.testing.assert_array_equal(files.sized([3, 16, 0]), pixels.sized([3, 16, 0]))
+    for index, path in enumerate(files.manifest.paths):
+        assert files.files.read(index) == (root / path).read_bytes()
+        np.testing.assert_array_equal(files.original(index), decode((root / path).read_bytes()))
+        np.testing.assert_array_equal(pixels.original(index), pixels.pixels[index])
+    assert (files.image_size, files.num_channels, files.frames) == (20, 3, None)
+
+
+def test_arrays_are_kept_as_lossless_files(tmp_path):
+    files, pixels = (prepare(tmp_path, cache=kind)[0] for kind in ("files", "pixels"))
+    some = [0, 700, 1796]
+    np.testing.assert_array_equal(files.sized(some), pixels.sized(some))
+    assert files.original(0).shape == (8, 8, 1)
+
+
+def test_the_automatic_cache_is_of_pixels_up_to_the_limit(tmp_path):
+    root = put(tmp_path / "in")
+    at_most = 16 * 9 * 9  # the images are grey
+    assert prepare(tmp_path, root, image_size=9, cache_limit_bytes=at_most)[0].files is None
+    assert prepare(tmp_path, root, image_size=9, cache_limit_bytes=at_most - 1)[0].pixels is None
+
+
+def test_a_changed_file_in_the_cache_is_refused(tmp_path):
+    prepared, _ = prepare(tmp_path, put(tmp_path / "in"), cache="files")
+    shard = prepared.folder / "shard-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[-9] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-00000\.bin: image 15 has changed"):
+        prepared.sized([15])
+    with pytest.raises(UserError, match=r"shard-00000\.bin: its content has changed"):
+        cache.verify_prepared(prepared.folder)
+
+
+# ---- clips -----------------------------------------------------------------------------------------------------------
+
+
+def put_clips(root, num=6):
+    for label, base in (("left", 0), ("right", 100)):
+        (root / label).mkdir(parents=True)
+        for index in range(num):
+            frames = [Image.new("RGB", (10, 10), (base + index, 10 * frame, 0)) for frame in range(5)]
+            if index % 2:
+                frames[0].save(root / label / f"{index}.tif", save_all=True, append_images=frames[1:])
+                continue
+            (root / label / str(index)).mkdir()
+            for number, frame in enumerate(frames):
+                frame.save(root / label / str(index) / f"{number}.png")
+    return root
+
+
+def test_films_and_folders_of_frames_become_clips(tmp_path):
+    root = put_clips(tmp_path / "in")
+    prepared, _ = prepare(tmp_path, root, frames=3, image_size=8)
+    assert prepared.pixels.shape == (12, 3, 8, 8, 3)
+    assert prepared.frames == prepared.preprocess.frames == 3
+    np.testing.assert_array_equal(prepared.pixels[:, :, 0, 0, 1], [[0, 20, 40]] * 12)
+    np.testing.assert_array_equal(prepared.sized([2, 1]), prepared.pixels[[2, 1]])
+    train = prepared.pixels[prepared.manifest.indices("train")] / 255
+    np.testing.assert_allclose(prepared.preprocess.mean, train.mean(axis=(0, 1, 2, 3)), rtol=1e-12)
+    again, _ = prepare(tmp_path, root, frames=3, image_size=8, split_seed=1)
+    assert counts_of_work(again) == (0, 12)
+    assert prepare(tmp_path, root, frames=2, image_size=8)[0].manifest.digest != prepared.manifest.digest
+
+
+def test_clips_are_not_kept_as_files(tmp_path):
+    root = put_clips(tmp_path / "in")
+    with pytest.raises(UserError, match=r"data\.cache=files does not go with data\.frames"):
+        prepare(tmp_path, root, frames=3, cache="files")
+    with pytest.raises(UserError, match=r"the clips take .* bytes, more than data\.cache_limit_bytes \(99\)"):
+        prepare(tmp_path, root, frames=3, cache_limit_bytes=99)
+
+
+# ---- labels, weights, groups, folds ----------------------------------------------------------------------------------
+
+
+def put_table(root, rows):
+    (root / "images").mkdir(parents=True)
+    for index, _ in enumerate(rows):
+        Image.fromarray(RNG.integers(0, 256, (9, 9), dtype=np.uint8)).save(root / "images" / f"{index}.png")
+    lines = ["path,label,group,weight", *(f"images/{index}.png,{row}" for index, row in enumerate(rows))]
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_several_labels_weights_and_groups_reach_the_manifest(tmp_path):
+    rows = [f"{('a|b', 'b', '', 'a')[index % 4]},{'g' if index < 3 else ''},{index % 3 / 2}" for index in range(40)]
+    root = put_table(tmp_path / "in", rows)
+    prepared, _ = prepare(tmp_path, root, source="csv", multi_label=True)
+    manifest = prepared.manifest
+    by_path = {path: index for index, path in enumerate(manifest.paths)}
+    order = [by_path[f"images/{index}.png"] for index in range(40)]
+    np.testing.assert_array_equal(manifest.labels[order][:4], [[1, 1], [0, 1], [0, 0], [1, 0]])
+    np.testing.assert_array_equal(manifest.weights[order][:4], np.array([0, 0.5, 1, 0], np.float32))
+    assert [manifest.groups[index] for index in order[:4]] == ["g", "g", "g", ""]
+    assert len({int(manifest.splits[index]) for index in order[:3]}) == 1
+
+
+def test_folds_are_views_of_one_prepared_set(tmp_path):
+    root = put(tmp_path / "in", num=20)
+    views = [prepare(tmp_path, root, folds=4, fold=fold) for fold in range(4)]
+    plain = prepare(tmp_path, root)
+    assert {prepared.folder for prepared, _ in [*views, plain]} == {plain[0].folder}
+    assert [is_new for _, is_new in views] == [True, False, False, False]
+    store, source = tmp_path / "data", sources.scan(DataConfig(source="folder", root=str(root), name="set"), root)
+    cfg = DataConfig(source="folder", root=str(root), name="set", folds=4)
+    found = [preparation.find(cfg.model_copy(update={"fold": fold}), store, source).manifest for fold in (None, 0, 1, 2, 3)]
+    assert found[0].digest == found[1].digest
+    pool = np.sort(np.concatenate([manifest.indices("val") for manifest in found[1:]]))
+    np.testing.assert_array_equal(pool, np.flatnonzero(plain[0].manifest.splits != 2))
+
+
+# ---- out again, as folders -------------------------------------------------------------------------------------------
+
+
+def names_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["pixels", "files"])
+def test_an_export_that_is_imported_again_has_the_same_content(tmp_path, kind):
+    prepared, _ = prepare(tmp_path, image_size=8, cache=kind)
+    exchange.export_folder(prepared, tmp_path / "out")
+    again, _ = prepare(tmp_path / "2", tmp_path / "out", image_size=8, name="digits")
+    assert again.manifest.content_digest == prepared.manifest.content_digest
+    assert again.manifest.counts() == prepared.manifest.counts()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")] == []
+
+
+def test_a_cache_of_files_is_exported_as_the_files_were(tmp_path):
+    root = put(tmp_path / "in", shape=(20, 30, 3), suffix="jpg")
+    prepared, _ = prepare(tmp_path, root, cache="files")
+    exchange.export_folder(prepared, tmp_path / "out")
+    written = {(tmp_path / "out" / name).read_bytes() for name in names_below(tmp_path / "out")}
+    assert written == {path.read_bytes() for path in root.rglob("*.jpg")}
+    assert {name.split("/")[0] for name in names_below(tmp_path / "out")} == {"train", "val", "test"}
+    assert all(name.endswith(".jpg") for name in names_below(tmp_path / "out"))
+
+
+REFUSED = {
+    "slash": ({"classes": ["a/b"]}, "class 'a/b' cannot name a folder"),
+    "dot": ({"classes": ["."]}, r"class '\.' cannot"),
+    "hidden": ({"classes": ["a", ".b"]}, r"class '\.b' cannot"),
+    "empty": ({"classes": [""]}, "class '' cannot"),
+    "several labels": ({"multi_label": True}, "several labels belongs to several folders"),
+    "clips": ({"frames": 3}, "a clip is no image"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_exported_is_told(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        exchange.check_export(tmp_path / "out", **{"classes": ["a", "b"], "multi_label": False, "frames": None, **change})
+
+
+def test_an_export_never_writes_into_what_is_there(tmp_path):
+    about = {"classes": ["a", "b"], "multi_label": False, "frames": None}
+    (tmp_path / "empty").mkdir()
+    exchange.check_export(tmp_path / "empty", **about)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for name in ("full", "full/x"):
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
+            exchange.check_export(tmp_path / name, **about)
+
+
+# ---- the use case ----------------------------------------------------------------------------------------------------
+
+
+def test_a_preparation_tells_what_it_did_and_logs_what_it_left_out(tmp_path, store):
+    root = put(tmp_path / "in")
+    (root / "cat" / 'odd, "name".png').write_text("no image")
+    (tmp_path / "out").mkdir()
+    data = DataConfig(source="folder", root=str(root), name="told", store=str(tmp_path / "data"))
+    cfg = PrepareConfig(data=data, tracking=TrackingConfig(uri=store[1]), export=str(tmp_path / "out"))
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        made = preparation.run(cfg, tracker)
+        run_id = made.url.split("/runs/")[1].split("?")[0]
+        path = tracker.client.download_artifacts(run_id, "tables/rejected.csv", str(tmp_path))
+        again = preparation.run(PrepareConfig(data=data.model_copy(update={"split_seed": 1}), tracking=cfg.tracking), tracker)
+    rows = list(csv.reader(Path(path).read_text(encoding="utf-8").splitlines()))
+    assert rows[0] == ["path", "code", "reason", "action"]
+    assert (rows[1][0], rows[1][1], rows[1][3]) == ('cat/odd, "name".png', "E_NOT_IMAGE", "left out")
+    assert f"  export: {tmp_path / 'out'}" in preparation.lines(made)
+    assert len(names_below(tmp_path / "out")) == 16
+    assert "  decoded 0; 17 unchanged since the last preparation" in preparation.lines(again)
+
+
+def test_tables_and_other_places_are_found(tmp_path, store):
+    root = put_table(tmp_path / "in", [f"{'ab'[index % 2]},,1" for index in range(20)])
+    put(tmp_path / "other", classes=("a", "b"))
+    cfg = TrackingConfig(uri=store[1])
+    below = DataConfig(
+        source="csv", root=str(root), table="list.csv", test={"source": "folder", "root": str(tmp_path / "other")}
+    )
+    found = preparation.scan_input(below, cfg)
+    assert sum(sample.split == "test" for sample in found.samples) == 16
+    assert len(found.samples) == 36
+    alone = DataConfig(source="csv", table=str(root / "list.csv"))
+    assert len(preparation.scan_input(alone, cfg).samples) == 20
+    with pytest.raises(UserError, match=r"data\.table: 'nowhere\.csv' does not exist"):
+        preparation.scan_input(DataConfig(source="csv", table="nowhere.csv"), cfg)
+    with pytest.raises(UserError, match=r"data\.test\.root: 'nowhere' does not exist"):
+        preparation.scan_input(DataConfig(test={"source": "folder", "root": "nowhere"}), cfg)

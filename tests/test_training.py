@@ -14,7 +14,6 @@ from tracked_cls import weights
 from tracked_cls.config import TrainConfig
 from tracked_cls.errors import StopRun
 from tracked_cls.training import EpochResult, Progress, TrainState, fit
-from tracked_cls.transforms import Augmentation
 
 AUGMENTED = {"train": [{"RandomAffine": {"degrees": 15, "translate": [0.1, 0.1]}}, {"RandomErasing": {}}]}
 PIECES = ("model", "optimizer", "schedule", "sums", "position", "rng")
@@ -44,7 +43,7 @@ def create(cfg, prepared, compute=CPU):
 
 
 def steps_of(state, cfg, prepared):
-    train, val = train_and_val(prepared)
+    train, val = train_and_val(prepared, cfg)
     for step in fit(state, cfg, train=train, val=val):
         if isinstance(step, EpochResult):
             state.record_score(step.val_accuracy, step.val_loss, 0.0)
@@ -254,7 +253,7 @@ def test_results_are_those_of_a_loop_written_out():
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     sgd = torch.optim.SGD([{"params": decayed, "weight_decay": 5e-4}, {"params": others}], lr=0.1, momentum=0.5, nesterov=True)
     loss_sum = hits = 0.0
-    for images, labels in train.train_batches(batch_size=13, seed=0, epoch=0, start=0, augmentation=Augmentation()):
+    for images, labels, *_ in train.train_batches(batch_size=13, seed=0, epoch=0, start=0):
         logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         sgd.zero_grad()
@@ -262,7 +261,7 @@ def test_results_are_those_of_a_loop_written_out():
         sgd.step()
         loss_sum += loss.item() * len(labels)
         hits += (logits.argmax(1) == labels).sum().item()
-    images, labels = next(val.eval_batches(21))
+    images, labels, *_ = next(val.eval_batches(21))
     logits = model.eval()(images)
     assert result.train_loss == pytest.approx(loss_sum / 40, rel=1e-5)
     assert result.train_accuracy == hits / 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,17 +16,18 @@ from torch import nn
 
 from tracked_cls import evaluation, models, plots, preparation, registry, weights
 from tracked_cls.compute import make_compute
-from tracked_cls.config import EvaluateConfig, ModelConfig, workspace
+from tracked_cls.config import EvaluateConfig, LoaderConfig, ModelConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import Split, open_split
-from tracked_cls.data.preprocess import Preprocess
+from tracked_cls.data.loaders import Feed, Split, open_split
+from tracked_cls.data.preprocess import Geometry, Preprocess
 from tracked_cls.errors import UserError
 from tracked_cls.evaluation import TOP, EvalReport
 from tracked_cls.models import Shape
-from tracked_cls.serving.classifier import Classifier, read_meta, softmax
+from tracked_cls.serving.classifier import Classifier, read_meta
 from tracked_cls.serving.packaging import Bundle
 from tracked_cls.tracking import Tracker
+from tracked_cls.transforms.views import resolution
 
 PARITY_IMAGES = 64
 PARITY_TOLERANCE = 1e-4
@@ -49,13 +51,19 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
     network, meta = load_network(bundle)
     compute = make_compute(cfg.device, cfg.threads)
     preprocess = Preprocess.from_dict(meta["preprocess"])
-    prepared = replace(_prepared_for(meta, preprocess, cfg, tracker, address), preprocess=preprocess)
-    split = open_split(prepared, cfg.evaluate.split, compute=compute, limit=cfg.limit)
+    _require_same_task(cfg, preprocess, meta, address)
+    size = preprocess.geometry.image_size
+    geometry = replace(preprocess.geometry, image_size=resolution(cfg.evaluate.tta, size))
+    prepared = _prepared_for(meta, geometry, cfg, tracker, address)
+    seen = replace(prepared, preprocess=replace(preprocess, geometry=geometry))
+    feed = Feed(seen, compute, LoaderConfig(), tta=cfg.evaluate.tta, image_size=size)
+    split = open_split(feed, cfg.evaluate.split, limit=cfg.limit)
     with tracker.begin("evaluate", f"evaluate {cfg.data.label} {cfg.evaluate.split}") as tracked:
         tracked.log_config(cfg)
         tracked.log_dataset(prepared, [cfg.evaluate.split])
         tracked.set_tags({"model": exact, "model.address": address, "weights.digest": meta["weights_digest"]})
-        report = score_split(compute.place(network), split, cfg.evaluate.batch_size)
+        with closing(feed):
+            report = score_split(compute.place(network), split, cfg.evaluate.batch_size)
         tracked.log_metrics(prefixed(report.metrics, cfg.evaluate.split))
         with TemporaryDirectory() as scratch:
             write_report(report, Path(scratch), cfg.evaluate.split)
@@ -87,10 +95,11 @@ def write_report(report: EvalReport, folder: Path, split: str) -> None:
     """Write the confusion matrix as picture and table, the per-class table and all numbers below a folder."""
     for name in ("plots", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    plots.confusion(report.confusion, report.classes, folder / "plots" / f"{split}_confusion.png")
-    header = ["true \\ predicted", *report.classes]
-    rows = [[name, *counts] for name, counts in zip(report.classes, report.confusion.tolist(), strict=True)]
-    _write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
+    if report.confusion is not None:
+        plots.confusion(report.confusion, report.classes, folder / "plots" / f"{split}_confusion.png")
+        header = ["true \\ predicted", *report.classes]
+        rows = [[name, *counts] for name, counts in zip(report.classes, report.confusion.tolist(), strict=True)]
+        _write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
     columns = list(report.per_class[0])
     _write_csv(folder / "tables" / f"{split}_per_class.csv", columns, [list(row.values()) for row in report.per_class])
     (folder / "tables" / f"{split}_metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
@@ -104,9 +113,9 @@ def prefixed(metrics: Mapping[str, float], split: str) -> dict[str, float]:
 def parity(network: nn.Module, bundle: Bundle, split: Split) -> float:
     """Return the largest difference in probability between a network and its ONNX form, on real images."""
     sample = replace(split, indices=split.indices[:PARITY_IMAGES])
-    ours = softmax(evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits)
-    theirs = Classifier.load(bundle.onnx, bundle.meta).probabilities_of(np.asarray(split.prepared.pixels[sample.indices]))
-    return float(np.abs(ours - theirs).max())
+    classifier = Classifier.load(bundle.onnx, bundle.meta)
+    ours = classifier.activate(evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits)
+    return float(np.abs(ours - classifier.probabilities_of(split.prepared.sized(sample.indices))).max())
 
 
 def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
@@ -116,14 +125,11 @@ def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
             f"{row['support']} images" for row in rows]  # fmt: skip
 
 
-def _prepared_for(
-    meta: Mapping[str, Any], preprocess: Preprocess, cfg: EvaluateConfig, tracker: Tracker, address: str
-) -> Prepared:
-    """Return the data as the model wants to see them: as they are prepared if that fits, else prepared at its size.
+def _prepared_for(meta: Mapping[str, Any], geometry: Geometry, cfg: EvaluateConfig, tracker: Tracker, address: str) -> Prepared:
+    """Return the data as the model wants to see them: as they are prepared if that fits, else prepared at that size.
 
     Raises `UserError`, before anything is prepared, where they have other classes than the model.
     """
-    geometry = preprocess.geometry
     source = preparation.scan_input(cfg.data, cfg.tracking)
     found = preparation.find(cfg.data, workspace(cfg.tracking) / cfg.data.store, source)
     _require_same_classes(found.manifest.classes if found else source.class_names, meta, address, cfg.data.label)
@@ -139,6 +145,16 @@ def _prepared_for(
         }
     )
     return preparation.open_or_prepare(fitting, cfg.tracking, tracker, source)
+
+
+def _require_same_task(cfg: EvaluateConfig, preprocess: Preprocess, meta: Mapping[str, Any], address: str) -> None:
+    """Raise `UserError` where the data are read as something else than the model was trained for."""
+    if cfg.data.frames != preprocess.frames:
+        raise UserError(f"{address} takes {preprocess.frames or 'no'} frames; set data.frames={preprocess.frames or 'off'}")
+    multi_label = bool(meta.get("multi_label", False))
+    if cfg.data.multi_label != multi_label:
+        several = "any number of labels" if multi_label else "one label"
+        raise UserError(f"{address} gives {several} to an image; set data.multi_label={str(multi_label).lower()}")
 
 
 def _require_same_classes(classes: Sequence[str], meta: Mapping[str, Any], address: str, data: str) -> None:

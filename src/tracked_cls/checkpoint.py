@@ -70,7 +70,10 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
             last.folder.mkdir()
         for orphan in last.folder.glob(".tmp-*"):
             orphan.unlink()
-        yield last
+        try:
+            yield last
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked loader worker that is still ending holds a copy of the open file
 
 
 def save(state: TrainState, attempt: Attempt) -> None:

@@ -24,8 +24,14 @@ class Compute:
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def place_images(self, images: Tensor) -> Tensor:
-        """Move a batch [B,C,H,W] to the device in the memory format used for images."""
-        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        """Move a batch [B,C,H,W] to the device in the memory format used for images; frames [B,T,C,H,W] as they are."""
+        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+        return images.to(self.device, memory_format=layout, non_blocking=True)
+
+
+def cpu() -> Compute:
+    """Return the plain choice for small work beside the training: this process, its threads as they are."""
+    return Compute(torch.device("cpu"), torch.get_num_threads(), fused=False)
 
 
 def make_compute(device: str, threads: int | None, performance: str = "auto") -> Compute:

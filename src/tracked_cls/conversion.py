@@ -18,11 +18,11 @@ ONNX_INPUT, ONNX_OUTPUT = "images", "logits"
 
 
 def to_onnx(model: nn.Module, shape: Shape, path: Path) -> None:
-    """Write a network as one ONNX file: images float32 [B,C,S,S] normalised in, logits [B,K] out, any B."""
+    """Write a network as one ONNX file: images float32 [B,C,S,S], or clips [B,T,C,S,S], in, logits [B,K] out, any B."""
     was_training = model.training
     model = model.eval()
     device = next(model.parameters()).device
-    example = torch.zeros(2, shape.channels, shape.image_size, shape.image_size, device=device)
+    example = shape.blank(2).to(device)
     with _quiet():
         program = torch.onnx.export(
             model,

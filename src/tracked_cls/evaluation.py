@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tracked_cls.data.loaders import Batch
 from tracked_cls.errors import UserError
 
 TOP = 5
@@ -45,34 +46,81 @@ class Scores:
         best = np.argpartition(-self.logits, k - 1, axis=1)[:, :k]
         return float((best == self.labels[:, None]).any(axis=1).mean())
 
+    @property
+    def summary(self) -> dict[str, float]:
+        """The numbers that are no averages over classes."""
+        return {"accuracy": self.accuracy, f"top{TOP}_accuracy": self.top_accuracy(TOP), "loss": self.loss}
+
+    def confusion(self) -> npt.NDArray[np.int64] | None:
+        """Return counts [true, predicted]."""
+        table = np.zeros((self.logits.shape[1],) * 2, np.int64)
+        np.add.at(table, (self.labels, self.predictions), 1)
+        return table
+
+
+@dataclass(frozen=True)
+class MultiLabelScores(Scores):
+    """What a network says about N images that have any number of labels each: `labels` is uint8 [N,K], 0 or 1."""
+
+    @property
+    def predictions(self) -> npt.NDArray[np.int64]:
+        """1 for each class with a probability above one half [N,K]."""
+        return (self.logits > 0).astype(np.int64)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images with exactly the right set of labels, in [0, 1]."""
+        return float((self.predictions == self.labels).all(axis=1).mean())
+
+    @property
+    def loss(self) -> float:
+        """Binary cross entropy, mean over samples and classes, in nats."""
+        targets = torch.from_numpy(self.labels).double()
+        return float(functional.binary_cross_entropy_with_logits(torch.from_numpy(self.logits).double(), targets))
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The numbers that are no averages over classes; `label_accuracy` is 1 minus the Hamming loss."""
+        right = float((self.predictions == self.labels).mean())
+        return {"accuracy": self.accuracy, "label_accuracy": right, "loss": self.loss}
+
+    def confusion(self) -> None:
+        """There is none: an image is not one class taken for another."""
+
 
 @dataclass(frozen=True)
 class EvalReport:
     """Everything one evaluation says.
 
-    `per_class` holds one row per class: name, precision, recall, f1, support; `confusion` is [true, predicted] counts.
+    `per_class` holds one row per class: name, precision, recall, f1, support; `confusion` is [true, predicted] counts, None
+    where images have several labels.
     """
 
     classes: tuple[str, ...]
     metrics: dict[str, float]
     per_class: list[dict[str, str | float | int]]
-    confusion: npt.NDArray[np.int64]
+    confusion: npt.NDArray[np.int64] | None
 
 
-def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-    """Run a network in evaluation mode over (images, labels); its own mode is restored afterwards."""
+def score(model: nn.Module, batches: Iterable[Batch]) -> Scores:
+    """Run a network in evaluation mode; its own mode is restored afterwards. Several views of an image: mean of logits."""
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            pairs = [(model(images).float().cpu(), labels.cpu()) for images, labels in batches]
+            pairs = [(_logits(model, batch), batch.targets.cpu()) for batch in batches]
     finally:
         model.train(was_training)
     logits, labels = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
-    return Scores(logits, labels)
+    return MultiLabelScores(logits, labels) if labels.ndim == 2 else Scores(logits, labels)
 
 
-def refresh_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits: Tensor = model(batch.images).float().cpu()
+    return logits if batch.views == 1 else logits.reshape(-1, batch.views, logits.shape[1]).mean(dim=1)
+
+
+def refresh_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Take BatchNorm's statistics anew, as the plain mean over some training images.
 
     The running averages lag behind weights that still move fast, which leaves short trainings near chance in evaluation.
@@ -88,8 +136,8 @@ def refresh_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
         norm.momentum = None  # means: cumulative mean
         norm.train()
     with torch.no_grad():
-        for images, _ in batches:
-            model(images)
+        for batch in batches:
+            model(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in modes:
@@ -98,26 +146,22 @@ def refresh_batchnorm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 
 def report(scores: Scores, classes: tuple[str, ...]) -> EvalReport:
     """Compute the numbers of an evaluation (scikit-learn); raises `UserError` where logits are not finite."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # 3 s that training does without
+    from sklearn.metrics import precision_recall_fscore_support  # 3 s that training does without
 
     if not np.isfinite(scores.logits).all():
         bad = int((~np.isfinite(scores.logits)).any(axis=1).sum())
         raise UserError(f"the model gives no finite numbers for {bad} of {len(scores.labels)} images")
-    every = np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(
-        scores.labels, scores.predictions, labels=every, zero_division=0.0
+        scores.labels, scores.predictions, labels=np.arange(len(classes)), zero_division=0.0
     )
     rows: list[dict[str, str | float | int]] = [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
     ]
     metrics = {
-        "accuracy": scores.accuracy,
-        f"top{TOP}_accuracy": scores.top_accuracy(TOP),
-        "loss": scores.loss,
+        **scores.summary,
         "precision_macro": float(np.mean(precision)),
         "recall_macro": float(np.mean(recall)),
         "f1_macro": float(np.mean(f1)),
     }
-    confusion = np.asarray(confusion_matrix(scores.labels, scores.predictions, labels=every), dtype=np.int64)
-    return EvalReport(classes, metrics, rows, confusion)
+    return EvalReport(classes, metrics, rows, scores.confusion())

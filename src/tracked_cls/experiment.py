@@ -6,17 +6,18 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tracked_cls import assessment, checkpoint, conversion, models, plots, preparation, promotion, signals, training, weights
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import Compute, make_compute
-from tracked_cls.config import TrainConfig, workspace
+from tracked_cls.config import TrainConfig, TransformsConfig, workspace
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import Split, num_batches, open_split
+from tracked_cls.data.loaders import Feed, Split, num_batches, open_split, preview, some
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.evaluation import EvalReport
 from tracked_cls.models import Shape
@@ -25,8 +26,10 @@ from tracked_cls.report import to_png
 from tracked_cls.serving.packaging import Bundle, log_model
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.training import EpochResult, Progress, TrainState
-from tracked_cls.transforms import Augmentation
+from tracked_cls.transforms import check
+from tracked_cls.transforms.inference import lasting, normalisation
 
+_SHOWN, _DRAWS = 8, 7  # training images in the picture of the augmentation, and epochs of each
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
 
 
@@ -47,28 +50,35 @@ class Outcome:
 def run(cfg: TrainConfig, tracker: Tracker) -> Outcome:
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
     models.check_name(cfg.model.name)
-    Augmentation.from_specs(cfg.transforms.train)
+    _check_transforms(cfg)
     compute = make_compute(cfg.device, cfg.threads, cfg.performance)
     cfg = cfg.model_copy(update={"threads": compute.threads})
-    prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
+    found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
+    prepared = _normalised(found, cfg.transforms)
     store = workspace(cfg.tracking) / cfg.checkpoint.store
-    with checkpoint.open_attempt(store, _key(cfg, prepared), resume=cfg.resume == "auto") as attempt:
+    with (
+        closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
+        checkpoint.open_attempt(store, _key(cfg, prepared), resume=cfg.resume == "auto") as attempt,
+    ):
         name = f"{cfg.model.name} on {prepared.manifest.name}"
         with tracker.begin("train", name, continue_id=attempt.run_id) as tracked:
             attempt.adopt(tracked.run_id)
-            outcome = _train(cfg, prepared, compute, tracker, tracked, attempt)
+            outcome = _train(cfg, feed, tracker, tracked, attempt)
         attempt.end("FINISHED")
     return outcome
 
 
-def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Tracker, tracked: Run, attempt: Attempt) -> Outcome:
-    shape = Shape(len(prepared.manifest.classes), prepared.pixels.shape[3], prepared.pixels.shape[1])
-    train, val, test = (open_split(prepared, name, compute=compute, limit=cfg.limit) for name in ("train", "val", "test"))
+def _train(cfg: TrainConfig, feed: Feed, tracker: Tracker, tracked: Run, attempt: Attempt) -> Outcome:
+    prepared, compute, geometry = feed.prepared, feed.compute, feed.prepared.preprocess.geometry
+    shape = Shape(len(prepared.manifest.classes), geometry.channels, geometry.image_size, prepared.preprocess.frames)
+    train, val, test = (open_split(feed, name, limit=cfg.limit) for name in ("train", "val", "test"))
     state = TrainState.create(cfg, shape, train_images=len(train), compute=compute)
     resumed = checkpoint.restore(state, attempt)
     tracked.log_config(cfg)
     tracked.log_dataset(prepared, ("train", "val", "test"))
     tracked.log_environment()
+    if not resumed:
+        _log_augmented(cfg, train, tracked)
     _introduce(cfg, state, compute, train, val, test, resumed=resumed)
 
     with signals.deferred() as interrupted:
@@ -83,8 +93,12 @@ def _train(cfg: TrainConfig, prepared: Prepared, compute: Compute, tracker: Trac
     report = assessment.score_split(state.model, test, cfg.training.eval_batch_size)
     _log_results(tracked, state, report)
     bundle = _export(cfg, state, shape, prepared, attempt, tracked)
-    model_uri = _log_model(tracked, bundle, state, test)
-    promoted = _register(cfg, tracker, model_uri, _version_tags(tracked, prepared, state, report))
+    own = lasting(cfg.transforms.eval)
+    if own:
+        model_uri, promoted = _keep_weights(tracked, bundle), _refused(own)
+    else:
+        model_uri = _log_model(tracked, bundle, state, test)
+        promoted = _register(cfg, tracker, model_uri, _version_tags(tracked, prepared, state, report))
     tracked.set_tags({"promotion.verdict": promoted.verdict, "promotion.reason": promoted.reason})
     outcome = Outcome(
         run_id=tracked.run_id,
@@ -164,6 +178,8 @@ def _export(cfg: TrainConfig, state: TrainState, shape: Shape, prepared: Prepare
         "weights_digest": weights.digest(state.model),
         "run_id": tracked.run_id,
         "data": {"name": manifest.name, "digest": manifest.digest, "content_digest": manifest.content_digest},
+        "multi_label": manifest.multi_label,
+        "label_separator": cfg.data.label_separator,
     }
     bundle.meta.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return bundle
@@ -178,9 +194,45 @@ def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> 
             f"the exported model differs from the trained one by {difference:.2g} in probability "
             f"(at most {assessment.PARITY_TOLERANCE:g} is allowed); it was not logged"
         )
-    example = to_png(test.prepared.pixels[test.indices[0]])
+    example = to_png(test.prepared.sized(test.indices[:1])[0])
     with TemporaryDirectory() as scratch:
         return log_model(bundle, tracked.run_id, scratch=Path(scratch), example=example)
+
+
+def _keep_weights(tracked: Run, bundle: Bundle) -> str:
+    """Log the files of a model that cannot be one of MLflow's; return where they are."""
+    for path in (bundle.weights, bundle.meta):
+        tracked.log_file(path, "weights")
+    return f"runs:/{tracked.run_id}/weights"
+
+
+def _refused(own: list[str]) -> Promotion:
+    return Promotion(
+        "not registered",
+        f"transforms.eval has {', '.join(own)}, which cannot travel with the model: served, it would see other images than "
+        "it was tested on; data.image_size, data.fit and data.interpolation can",
+    )
+
+
+def _check_transforms(cfg: TrainConfig) -> None:
+    """Build and try the lists of transforms before any data are touched, for the likeliest shape of the images."""
+    shape = (cfg.data.channels or 3, cfg.data.image_size or 224)
+    check(cfg.transforms, shape, whole_photos=cfg.data.cache == "files", frames=cfg.data.frames, search=(Path.cwd(),))
+
+
+def _normalised(prepared: Prepared, cfg: TransformsConfig) -> Prepared:
+    """Return a prepared set with the mean and std that its configuration asks for in place of the data's own."""
+    own = prepared.preprocess
+    mean, std = normalisation(cfg, (own.mean, own.std))
+    return replace(prepared, preprocess=replace(own, mean=mean, std=std))
+
+
+def _log_augmented(cfg: TrainConfig, train: Split, tracked: Run) -> None:
+    """Show what the network is trained on: images of the first epoch, each plain and in several draws."""
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "augmented.png"
+        plots.gallery(preview(some(train, _SHOWN), draws=_DRAWS, seed=cfg.seed), path)
+        tracked.log_file(path, "plots")
 
 
 def _register(cfg: TrainConfig, tracker: Tracker, model_uri: str, tags: dict[str, str]) -> Promotion:
@@ -207,7 +259,9 @@ def _key(cfg: TrainConfig, prepared: Prepared) -> str:
     """Return the name of the local state: the kind, and a digest of everything that decides the result."""
     recipe = cfg.model_dump(mode="json", exclude={"data", "tracking", "checkpoint", "promote", "device", "resume"})
     recipe["training"].pop("eval_batch_size")
-    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest}
+    for key in ("workers", "prefetch", "pin_memory"):
+        recipe["loader"].pop(key)
+    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest, "whole_photos": prepared.pixels is None}
     return f"train-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 
+def hits(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
+    """Return for each image [B] whether the network is right.
+
+    Labels [B]: the highest logit is the label's; shares [B,K] of a mixed image count as their largest. Several labels:
+    exactly those of a share above one half have a logit above 0, a probability above one half.
+    """
+    if multi_label:
+        return ((logits > 0) == (targets > 0.5)).all(dim=1)
+    return logits.argmax(dim=1) == (targets if targets.dim() == 1 else targets.argmax(dim=1))
+
+
 @dataclass
 class Sums:
     """Loss and hits summed over samples, so that uneven batches weigh what they hold. Tensors stay on the device."""
@@ -21,11 +32,11 @@ class Sums:
         """Return empty sums on a device."""
         return cls(torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64))
 
-    def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss, its logits [B,K] and labels [B]."""
-        self.loss += mean_loss.detach().double() * len(labels)
-        self.correct += (logits.argmax(dim=1) == labels).sum()
-        self.count += len(labels)
+    def add(self, mean_loss: Tensor, right: Tensor) -> None:
+        """Add a batch: its mean loss, and for each image [B] whether the network was right."""
+        self.loss += mean_loss.detach().double() * len(right)
+        self.correct += right.sum()
+        self.count += len(right)
 
     @property
     def mean_loss(self) -> float:
@@ -34,7 +45,7 @@ class Sums:
 
     @property
     def accuracy(self) -> float:
-        """Share of samples whose highest logit is their label, in [0, 1]."""
+        """Share of samples that the network is right about, in [0, 1]."""
         return float(self.correct) / max(self.count, 1)
 
     def state_dict(self) -> dict[str, float | int]:

@@ -21,11 +21,17 @@ _RIGID_STEMS = ("swin", "vit", "maxvit", "convnext", "vgg", "alexnet")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must fit: K classes and images [C, S, S]."""
+    """What a network must fit: K classes and images [C,S,S], or clips of frames [T,C,S,S]."""
 
     num_classes: int
     channels: int
     image_size: int
+    frames: int | None = None
+
+    def blank(self, count: int) -> torch.Tensor:
+        """Return so many black inputs, [B,C,S,S] or [B,T,C,S,S]."""
+        frames = () if self.frames is None else (self.frames,)
+        return torch.zeros(count, *frames, self.channels, self.image_size, self.image_size)
 
 
 class SmallCnn(nn.Module):
@@ -49,6 +55,23 @@ class SmallCnn(nn.Module):
         return logits
 
 
+class PooledFrames(nn.Module):
+    """A network of images made one of clips: the mean of the frames' logits.
+
+    Source: the late fusion of Karpathy et al., "Large-scale Video Classification with Convolutional Neural Networks", 2014.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Return logits [B,K] for clips [B,T,C,H,W]."""
+        frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits: torch.Tensor = self.network(frames)
+        return logits.reshape(-1, clips.shape[1], logits.shape[1]).mean(dim=1)
+
+
 def check_name(name: str) -> None:
     """Raise `UserError` with the near match for a name that no network has."""
     if name not in _FAMILIAR and name != "small_cnn":
@@ -69,6 +92,8 @@ def make_model(cfg: ModelConfig, shape: Shape) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = cfg.bn_momentum
+    if shape.frames is not None:
+        model = PooledFrames(model)
     _try_out(model, cfg.name, shape)
     return model
 
@@ -176,10 +201,9 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def _try_out(model: nn.Module, name: str, shape: Shape) -> None:
     """Run two blank images through, so that a network that cannot take them fails here, with a clear line."""
-    blank = torch.zeros(2, shape.channels, shape.image_size, shape.image_size)
     try:
         with torch.inference_mode():
-            logits = model.eval()(blank)
+            logits = model.eval()(shape.blank(2))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"model {name} cannot take {shape.channels}x{shape.image_size}x{shape.image_size} images: "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tracked_cls import assessment, experiment, prediction, registry
 from tracked_cls.assessment import Evaluation
 from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, workspace
@@ -71,4 +73,4 @@ def _write_examples(prepared: Prepared, folder: Path) -> None:
     """Write the first test images as PNG files, named by their place in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in prepared.manifest.indices("test")[:EXAMPLES]:
-        (folder / f"{index:06d}.png").write_bytes(to_png(prepared.pixels[index]))
+        (folder / f"{index:06d}.png").write_bytes(to_png(prepared.sized(np.array([index]))[0]))

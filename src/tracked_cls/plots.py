@@ -47,6 +47,40 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def sample(original: npt.NDArray[np.uint8] | None, row: npt.NDArray[np.uint8], title: str, path: Path) -> None:
+    """Draw one image uint8 [H,W,C] as it came (if it is known), then `row` uint8 [1+draws,S,S,C]: plain and its draws."""
+    came = [] if original is None else [(original, f"as it came, {original.shape[1]} x {original.shape[0]}")]
+    plain = (row[0], f"as the model sees it, {row.shape[2]} x {row.shape[1]}")
+    pictures = [*came, plain, *((picture, f"epoch {epoch}") for epoch, picture in enumerate(row[1:], 1))]
+    columns = min(len(pictures), 6)
+    lines = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2 * columns, 2.2 * lines + 0.5), layout="constrained")
+    figure.suptitle(title.encode("utf-8", "backslashreplace").decode(), fontsize=10)
+    for axes in figure.subplots(lines, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, (picture, name) in zip(figure.axes, pictures, strict=False):
+        _show(axes, picture)
+        axes.set_title(name, fontsize=8, color="#57606a" if name.startswith("epoch") else _BEST)
+    figure.savefig(path, dpi=110)
+
+
+def gallery(pictures: npt.NDArray[np.uint8], path: Path) -> None:
+    """Draw uint8 [N,1+draws,S,S,C]: one row per image, plain first, then its augmentations epoch by epoch."""
+    rows, columns = pictures.shape[:2]
+    figure = Figure(figsize=(1.1 * columns + 0.3, 1.1 * rows + 0.5), layout="constrained")
+    for (row, column), axes in np.ndenumerate(figure.subplots(rows, columns, squeeze=False)):
+        _show(axes, pictures[row, column])
+        axes.set_axis_off()
+        if row == 0:
+            axes.set_title(f"epoch {column}" if column else "plain", fontsize=9, color=_BEST if column == 0 else "#57606a")
+    figure.savefig(path, dpi=110)
+
+
+def _show(axes: Axes, picture: npt.NDArray[np.uint8]) -> None:
+    """Show uint8 [H,W,C], C 1 or 3."""
+    axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+
+
 def _lines(axes: Axes, history: Mapping[str, Sequence[float]], kind: str, best_epoch: int) -> None:
     for split, colour in (("train", _TRAIN), ("val", _VAL)):
         values = history[f"{split}_{kind}"]

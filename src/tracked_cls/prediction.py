@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
+import numpy as np
+import numpy.typing as npt
+
 from tracked_cls import registry
 from tracked_cls.config import PredictConfig, find_input, workspace
 from tracked_cls.console import progress
-from tracked_cls.data.decode import Pixels, RejectedImage, decode, read_file
-from tracked_cls.data.sources import list_images
+from tracked_cls.data.decode import Pixels, RejectedImage, decode, frames_of, read_file
+from tracked_cls.data.preprocess import Geometry
+from tracked_cls.data.sources import list_clips, list_images
 from tracked_cls.errors import UserError
 from tracked_cls.provenance import num_cores
 from tracked_cls.serving.classifier import Classifier
 from tracked_cls.tracking import Tracker
+from tracked_cls.transforms.views import resolution, views
 
 COLUMNS = ("image_id", "label", "probability")
 _SHOWN = 10  # unreadable files named on the terminal
@@ -49,11 +54,12 @@ class Predictions:
 
 def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
     """Label every image of ``predict.input``; files that are no image are listed beside the output, not fatal."""
-    files = find_images(cfg)
+    root = find_input(str(cfg.predict.input), cfg.tracking, "predict.input")
     source = Path(str(cfg.predict.input)).absolute()
     address = cfg.predict.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
     bundle, exact = registry.resolve(tracker.client, address)
     classifier = Classifier.load(bundle.onnx, bundle.meta)
+    files = find_images(root, clips=classifier.preprocess.frames is not None)
     with tracker.begin("predict", f"predict {source.name}") as tracked:
         output = _output(cfg, source, tracked.run_id)
         tracked.log_config(cfg)
@@ -66,16 +72,15 @@ def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
     return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
 
 
-def find_images(cfg: PredictConfig) -> list[tuple[str, Path]]:
-    """Return (image_id, path) of every image of ``predict.input``, in the order of their names.
+def find_images(root: Path, *, clips: bool = False) -> list[tuple[str, Path]]:
+    """Return (image_id, path) of the image `root`, or of every image below it, in the order of their names.
 
-    An image_id is the path relative to the input, so it is unique where two folders hold the same file name.
+    An image_id is the path relative to the input, so it is unique where two folders hold the same file name. `clips`: each
+    image file, perhaps animated, and each folder of frames directly in the input is one.
     """
-    assert cfg.predict.input is not None, "checked when the configuration was read"
-    root = find_input(cfg.predict.input, cfg.tracking, "predict.input")
     if root.is_file():
         return [(root.name, root)]
-    files = [(name, root / name) for name in list_images(root)]
+    files = [(name, root / name) for name in (list_clips(root) if clips else list_images(root))]
     if not files:
         raise UserError(f"predict.input: no images below {str(root)!r}")
     return files
@@ -126,35 +131,75 @@ def _write_rows(
 ) -> None:
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
-    for batch in _decoded(files, cfg):
+    reader = _Reader(classifier, cfg)
+    for batch in _decoded(files, reader, cfg):
         good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, Rejected)]
         rejected.extend(pixels for _, pixels in batch if isinstance(pixels, Rejected))
         if not good:
             continue
-        table = classifier.probabilities([pixels for _, pixels in good])
+        table = reader.probabilities([pixels for _, pixels in good])
         for (name, _), row in zip(good, table, strict=True):
-            label = classifier.classes[int(row.argmax())]
+            label = classifier.label(row)
             writer.writerow([name, label, f"{row.max():.6f}"])
             labels[label] += 1
 
 
-def _decoded(files: Sequence[tuple[str, Path]], cfg: PredictConfig) -> Iterator[list[tuple[str, Pixels | Rejected]]]:
+def _decoded(
+    files: Sequence[tuple[str, Path]], reader: _Reader, cfg: PredictConfig
+) -> Iterator[list[tuple[str, Pixels | Rejected]]]:
     """Yield batches of (image_id, pixels or why there are none); the next batch is decoded while one is scored."""
     size = cfg.predict.batch_size
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     with ThreadPoolExecutor(cfg.predict.workers or num_cores()) as pool:
-        ahead = [pool.map(_read, batch) for batch in batches[:1]]
+        ahead = [pool.map(reader.read, batch) for batch in batches[:1]]
         for index, batch in enumerate(progress(batches, len(batches), "predicting", unit="batch")):
-            ahead += [pool.map(_read, following) for following in batches[index + 1 : index + 2]]
+            ahead += [pool.map(reader.read, following) for following in batches[index + 1 : index + 2]]
             yield list(zip([name for name, _ in batch], ahead.pop(0), strict=True))
 
 
-def _read(file: tuple[str, Path]) -> Pixels | Rejected:
-    name, path = file
-    try:
-        return decode(read_file(path))
-    except RejectedImage as error:
-        return Rejected(name, error.code, error.reason)
+class _Reader:
+    """Files to the pixels a classifier takes: the user's own transforms, the model's geometry, the views of it."""
+
+    def __init__(self, classifier: Classifier, cfg: PredictConfig) -> None:
+        geometry = classifier.preprocess.geometry
+        self._classifier = classifier
+        self._tta = cfg.predict.tta
+        self._size = geometry.image_size
+        self._geometry = replace(geometry, image_size=resolution(self._tta, geometry.image_size))
+        self._transform = _own_transforms(cfg, geometry)
+
+    def read(self, file: tuple[str, Path]) -> Pixels | Rejected:
+        """Return uint8 [R,R,C] (clips [T,R,R,C]), R the side that the views are cut from, or why there is none."""
+        name, path = file
+        try:
+            pixels = self._clip(path) if path.is_dir() else self._classifier.read(read_file(path))
+            return self._geometry.apply(self._transform(pixels))
+        except RejectedImage as error:
+            return Rejected(name, error.code, error.reason)
+
+    def _clip(self, folder: Path) -> Pixels:
+        frames = self._classifier.preprocess.frames
+        if frames is None:
+            raise RejectedImage("E_NOT_FILE", "this is a folder, not a file")
+        return frames_of([decode(read_file(folder / name)) for name in list_images(folder)], frames)
+
+    def probabilities(self, images: Sequence[Pixels]) -> npt.NDArray[np.float64]:
+        """Return probabilities [B,K]: of the mean of the logits over the views."""
+        batch = np.stack(images)
+        if self._tta == "none":
+            return self._classifier.probabilities_of(batch)
+        seen = views(batch, self._size, self._tta)
+        logits = self._classifier.logits_of(seen.reshape(-1, *seen.shape[2:]))
+        return self._classifier.activate(logits.reshape(*seen.shape[:2], -1).mean(axis=1))
+
+
+def _own_transforms(cfg: PredictConfig, geometry: Geometry) -> Callable[[Pixels], Pixels]:
+    """Return what ``transforms.predict`` does to a decoded image [H,W,C]."""
+    if not cfg.transforms.predict:
+        return lambda pixels: pixels
+    from tracked_cls.transforms.inference import pixel_transform  # torch: prediction without transforms needs none
+
+    return pixel_transform(cfg.transforms.predict, (geometry.channels, geometry.image_size), search=(Path.cwd(),))
 
 
 def _beside(output: Path) -> Path:

@@ -5,37 +5,48 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.data.preprocess import Preprocess
-from tracked_cls.data.sources import SPLITS
+from tracked_cls.data.sources import SPLITS, natural_key
+
+Indices = npt.NDArray[np.int64]
 
 _MAX_HTML_BYTES = 3_000_000
 _MAX_CLASSES = 20
 _MAX_REJECTED = 200
 _SAMPLES_PER_CLASS = 10
 _SAMPLE_SIDE = 64
+_MAX_GROUPS = 1000
+_SHOWN_GROUPS = 50
 
 
 @dataclass(frozen=True, eq=False)
 class DataFacts:
-    """What a preparation knows in the end. `shapes` are (height, width, channels) of the decoded images."""
+    """What a preparation knows in the end.
+
+    `images` gives the prepared images uint8 [B,S,S,C] of some positions; `shapes` are (height, width, channels) of the decoded
+    ones; `changed` counts what decoding did to files, with examples.
+    """
 
     source: str
     manifest: Manifest
     preprocess: Preprocess
-    pixels: Pixels
+    images: Callable[[Indices], Pixels]
     shapes: Sequence[tuple[int, int, int]]
     pixel_digests: Sequence[str]
     rejected: Sequence[tuple[str, str, str]]
     num_ignored: int
+    notes: Sequence[str]
+    changed: Mapping[str, Any]
     seconds: float
 
 
@@ -60,7 +71,11 @@ def data_report(facts: DataFacts) -> dict[str, Any]:
         "original_sizes": _original_sizes(facts.shapes),
         "preprocess": facts.preprocess.to_dict(),
         "duplicates": _duplicates(facts),
-        "rejected": [{"path": path, "code": code, "reason": reason} for path, code, reason in facts.rejected],
+        "notes": list(facts.notes),
+        "changed": dict(facts.changed),
+        "rejected": [
+            {"path": path, "code": code, "reason": reason, "action": "left out"} for path, code, reason in facts.rejected
+        ],
         "num_rejected": len(facts.rejected),
         "num_ignored": facts.num_ignored,
         "seconds": round(facts.seconds, 2),
@@ -83,18 +98,27 @@ def _spread(values: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
     return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
 
 
-def _duplicates(facts: DataFacts) -> dict[str, int]:
-    """Count images whose pixels occur again: surplus copies within one split, pictures in several splits or classes."""
+def _duplicates(facts: DataFacts) -> dict[str, Any]:
+    """Count images whose pixels occur again, and name them: those in several splits first, then in several classes."""
     manifest = facts.manifest
-    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for digest, split, label in zip(facts.pixel_digests, manifest.splits.tolist(), manifest.labels.tolist(), strict=True):
-        places[digest].append((split, label))
-    copied = [found for found in places.values() if len(found) > 1]
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(facts.pixel_digests):
+        members[digest].append(index)
+    groups = [_group_of(manifest, found) for found in members.values() if len(found) > 1]
+    groups.sort(key=lambda group: (-len(group["splits"]), -len(group["classes"]), -len(group["paths"])))
     return {
-        "within_splits": sum(len(found) - len({split for split, _ in found}) for found in copied),
-        "across_splits": sum(len({split for split, _ in found}) > 1 for found in copied),
-        "across_classes": sum(len({label for _, label in found}) > 1 for found in copied),
+        "within_splits": sum(len(group["paths"]) - len(group["splits"]) for group in groups),
+        "across_splits": sum(len(group["splits"]) > 1 for group in groups),
+        "across_classes": sum(len(group["classes"]) > 1 for group in groups),
+        "groups": groups[:_MAX_GROUPS],
+        "num_groups": len(groups),
     }
+
+
+def _group_of(manifest: Manifest, found: Sequence[int]) -> dict[str, Any]:
+    splits = [SPLITS[code] for code in np.unique(np.asarray(manifest.splits[np.array(found)]))]
+    classes = sorted({" | ".join(manifest.names_of(index)) for index in found}, key=natural_key)
+    return {"paths": [manifest.paths[index] for index in found], "splits": splits, "classes": classes}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -105,8 +129,11 @@ class _Thumbnail(NamedTuple):
     alt: str
 
 
-def render_data_report(report: dict[str, Any], facts: DataFacts) -> str:
-    """Return one self-contained HTML page below 3 MB: no scripts, nothing from elsewhere, names escaped."""
+def render_data_report(report: dict[str, Any], facts: DataFacts, augmented: Pixels | None = None) -> str:
+    """Return one self-contained HTML page below 3 MB: no scripts, nothing from elsewhere, names escaped.
+
+    `augmented`: pictures uint8 [N,1+draws,S,S,C] of some training images, plain and then drawn.
+    """
     import jinja2  # needed only where something is prepared
 
     environment = jinja2.Environment(
@@ -119,7 +146,9 @@ def render_data_report(report: dict[str, Any], facts: DataFacts) -> str:
             report=report,
             splits=[split for split in SPLITS if any(report["counts"][split].values())],
             samples=_samples(facts, per_class),
+            augmented=[] if augmented is None or not per_class else [[_data_uri(image) for image in row] for row in augmented],
             rejected=report["rejected"][:_MAX_REJECTED],
+            groups=report["duplicates"]["groups"][:_SHOWN_GROUPS],
             most_of_a_class={split: max(report["counts"][split].values()) for split in SPLITS},
         )
         if len(page.encode()) < _MAX_HTML_BYTES:
@@ -129,32 +158,35 @@ def render_data_report(report: dict[str, Any], facts: DataFacts) -> str:
 
 def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
     """Return class -> evenly spaced training images, for the first 20 classes."""
-    train = facts.manifest.indices("train")
-    labels = facts.manifest.labels[train]
+    manifest = facts.manifest
+    train = manifest.indices("train")
+    labels = np.asarray(manifest.labels[train])
     grid = {}
-    for label, name in enumerate(facts.manifest.classes[:_MAX_CLASSES]):
-        members = train[labels == label]
+    for label, name in enumerate(manifest.classes[:_MAX_CLASSES]):
+        members = train[labels[:, label] > 0 if manifest.multi_label else labels == label]
         chosen = members[np.linspace(0, len(members) - 1, min(per_class, len(members))).astype(int)]
-        grid[name] = [_Thumbnail(_data_uri(facts.pixels[index]), f"{name}, image {index}") for index in chosen]
+        pictures = zip(chosen, facts.images(chosen) if len(chosen) else (), strict=True)
+        grid[name] = [_Thumbnail(_data_uri(image), f"{name}, image {index}") for index, image in pictures]
     return grid
 
 
 def _data_uri(pixels: Pixels) -> str:
-    image = _image(pixels)
+    image = _image(pixels if pixels.ndim == 3 else pixels[len(pixels) // 2])  # of a clip the middle frame
     image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
     return "data:image/png;base64," + base64.b64encode(_encode(image)).decode()
 
 
 def to_png(pixels: Pixels) -> bytes:
-    """Return uint8 [H,W,C], C 1 or 3, as a PNG file."""
-    return _encode(_image(pixels))
+    """Return uint8 [H,W,C], C 1 or 3, as a PNG file; a clip [T,H,W,C] as an animated one."""
+    first, *rest = [_image(frame) for frame in (pixels if pixels.ndim == 4 else pixels[None])]
+    return _encode(first, rest)
 
 
 def _image(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _encode(image: Image.Image) -> bytes:
+def _encode(image: Image.Image, more: Sequence[Image.Image] = ()) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, "PNG", save_all=bool(more), append_images=more)
     return stream.getvalue()

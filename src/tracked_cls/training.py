@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tracked_cls import evaluation, losses, models, optim
+from tracked_cls import evaluation, losses, metrics, models, optim
 from tracked_cls.compute import Compute
 from tracked_cls.config import TrainConfig
 from tracked_cls.data.loaders import Split, num_batches
 from tracked_cls.errors import StopRun
 from tracked_cls.metrics import Sums
 from tracked_cls.models import Shape
-from tracked_cls.transforms import Augmentation
 
 _POSITION = ("epoch", "batch", "lr", "best_score", "best_loss", "best_epoch", "hurdle", "stale_epochs")
 _BN_BATCH = 256  # images per batch whose statistics are averaged
@@ -135,26 +134,25 @@ class TrainState:
 def fit(state: TrainState, cfg: TrainConfig, *, train: Split, val: Split) -> Iterator[Progress | EpochResult]:
     """Train from where `state` stands to the last epoch, yielding after every batch and every epoch.
 
-    At each yield the state is consistent: saved there and loaded into a new one, training goes on bit for bit the same.
+    What is done to the images is a matter of the splits (`data.loaders.Feed`). At each yield the state is consistent: saved
+    there and loaded into a new one, training goes on bit for bit the same.
     """
     loss_of = losses.make_loss(cfg.loss)
-    augmentation = Augmentation.from_specs(cfg.transforms.train)
+    multi_label = train.prepared.manifest.multi_label
     last_batch = num_batches(len(train), cfg.batch_size)
     while state.epoch < cfg.epochs:
         started, seen_before = time.perf_counter(), state.sums.count
         state.model.train()
-        batches = train.train_batches(
-            batch_size=cfg.batch_size, seed=cfg.seed, epoch=state.epoch, start=state.batch, augmentation=augmentation
-        )
-        for images, labels in batches:
-            logits = state.model(images)
-            loss = loss_of(logits, labels)
+        batches = train.train_batches(batch_size=cfg.batch_size, seed=cfg.seed, epoch=state.epoch, start=state.batch)
+        for batch in batches:
+            logits = state.model(batch.images)
+            loss = loss_of(logits, batch.targets, batch.weights if cfg.loss.sample_weights else None)
             state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             state.lr = state.schedule.lr
             state.optimizer.step()
             state.schedule.after_step()
-            state.sums.add(loss, logits, labels)
+            state.sums.add(loss, metrics.hits(logits, batch.targets, multi_label=multi_label))
             state.batch += 1
             yield Progress(state.epoch + 1, state.batch, last_batch)
         yield _end_epoch(state, cfg, train, val, started=started, seen_before=seen_before)

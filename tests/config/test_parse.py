@@ -55,7 +55,10 @@ def test_values_convert_by_the_type_of_their_field(params, words, key, value):
         (["--optimizer", "sgdd"], "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
         (["--scheduler", "cosin"], "unknown scheduler 'cosin'; did you mean 'cosine'?"),
         (["--data.fit", "crp"], "data.fit must be one of crop, pad, stretch, got 'crp'; did you mean 'crop'?"),
-        (["--data.source", "foldr"], "data.source must be one of digits, folder, idx, torchvision, got 'foldr'"),
+        (
+            ["--data.source", "foldr"],
+            "data.source must be one of digits, folder, csv, txt, parquet, idx, torchvision, python, got 'foldr'",
+        ),
         (["--data.source", "folder"], "data.source=folder needs data.root"),
         (["--data.root", "x"], "data.root has no effect with data.source=digits"),
         (["--scheduler", "cosine", "--scheduler.gamma", "0.5"], "scheduler.gamma has no effect with scheduler=cosine"),

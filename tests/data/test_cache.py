@@ -116,14 +116,52 @@ def test_a_changed_large_file_is_noticed_by_its_length_or_by_verify(tmp_path):
         cache.open_prepared(final)
 
 
-def test_the_key_follows_what_decides_the_result_only():
-    key = cache.prepared_key(DataConfig(), "print")
-    same = DataConfig(store="elsewhere", workers=7, download=False)
-    assert cache.prepared_key(same, "print") == key
-    assert cache.prepared_key(DataConfig(), "other") != key
-    changes = [{"image_size": 9}, {"channels": 3}, {"fit": "pad"}, {"interpolation": "nearest"}, {"val_fraction": 0.3},
-               {"test_fraction": 0.3}, {"split_seed": 1}, {"max_pixels": 5}, {"name": "n"}]  # fmt: skip
-    assert len({cache.prepared_key(DataConfig(**change), "print") for change in changes} | {key}) == len(changes) + 1
+FOLDER = {"source": "folder", "root": "r", "name": "n"}
+SAME = {
+    "store": "elsewhere",
+    "workers": 7,
+    "download": False,
+    "folds": 4,
+    "root": "moved",
+    "test": {"source": "folder", "root": "moved"},
+}
+OTHER = {
+    "image_size": 9,
+    "channels": 3,
+    "fit": "pad",
+    "interpolation": "nearest",
+    "val_fraction": 0.3,
+    "test_fraction": 0.3,
+    "split_seed": 1,
+    "split": "hash",
+    "max_pixels": 5,
+    "name": "m",
+    "label_pattern": "prefix",
+    "group_pattern": "(.)",
+    "frames": 4,
+    "cache": "files",
+    "cache_limit_bytes": 5,
+    "test": {"source": "digits"},
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_key_does_not_follow_what_leaves_the_result_as_it_is(name):
+    base = FOLDER | {"test": {"source": "folder", "root": "t"}}
+    key = cache.prepared_key(DataConfig(**base), "print")
+    assert cache.prepared_key(DataConfig(**{**base, name: SAME[name]}), "print") == key
+    assert cache.prepared_key(DataConfig(**base), "other") != key
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_key_follows_what_decides_the_result(name):
+    assert cache.prepared_key(DataConfig(**{**FOLDER, name: OTHER[name]}), "p") != cache.prepared_key(DataConfig(**FOLDER), "p")
+
+
+def test_an_option_that_nobody_has_thought_of_decides():
+    decisive = set(DataConfig.model_fields) - set(SAME) - {"table", "dataset_args", "fold", "val"}
+    untested = decisive - set(OTHER)
+    assert untested == {"source", "dataset", "columns", "encoding", "multi_label", "label_separator"}
 
 
 def test_current_names_the_latest(tmp_path):
@@ -131,6 +169,8 @@ def test_current_names_the_latest(tmp_path):
         publish(tmp_path / "set" / key)
         cache.set_current(tmp_path / "set" / key)
     assert (tmp_path / "set" / "current").read_text() == "two\n"
+    assert cache.current(tmp_path, "set") == tmp_path / "set" / "two"
+    assert cache.current(tmp_path, "nothing") is None
 
 
 @pytest.mark.parametrize("label", [".", ".."])

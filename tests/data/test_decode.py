@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tracked_cls.data.decode import RejectedImage, as_array, decode, header_size, read_file
+from tracked_cls.data.decode import (
+    RejectedImage,
+    as_array,
+    as_clip,
+    decode,
+    decode_frames,
+    decode_noting,
+    frame_files,
+    frames_of,
+    header_shape,
+    read_file,
+)
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = COLOUR[:, :, 0]
@@ -256,7 +267,7 @@ def test_what_is_no_regular_file_is_rejected_without_opening_it(tmp_path):
         "circle": "E_LINK",
     }
     assert code_of(read_file, tmp_path / "missing.png") == "E_MISSING"
-    assert header_size(tmp_path / "pipe.png") is None
+    assert header_shape(tmp_path / "pipe.png") is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -267,9 +278,9 @@ def test_an_unreadable_file_is_rejected(tmp_path):
     assert code_of(read_file, path) == "E_PERMISSION"
 
 
-def test_header_size_is_height_and_width(tmp_path):
+def test_the_header_tells_height_width_and_channels(tmp_path):
     (tmp_path / "a.png").write_bytes(FILES["PNG"])
-    assert header_size(tmp_path / "a.png") == (20, 30)
+    assert header_shape(tmp_path / "a.png") == (20, 30, 3)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3)])
@@ -286,3 +297,103 @@ def test_uint8_arrays_get_a_channel_axis(shape):
 def test_other_arrays_are_rejected_with_the_rule(value):
     with pytest.raises(RejectedImage, match="must be uint8 of shape"):
         as_array(value)
+
+
+# ---- clips -----------------------------------------------------------------------------------------------------------
+
+
+def film(format, num=5, side=4, **options):
+    """Return an animated file whose frame number i is grey i * 40."""
+    frames = [Image.new("RGB", (side, side), (index * 40,) * 3) for index in range(num)]
+    return encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF", "PNG"])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 0, 1, 2, 2, 2, 3, 4, 4])]
+)
+def test_frames_are_evenly_spaced_and_few_of_them_repeat(format, count, expected):
+    clip = decode_frames(film(format, **({"lossless": True} if format == "WEBP" else {})), count)
+    assert clip.shape == (count, 4, 4, 3) or clip.shape == (count, 4, 4, 1)
+    assert (clip[:, 0, 0, 0] / 40).round().astype(int).tolist() == expected
+
+
+def test_a_still_image_repeats_itself():
+    clip = decode_frames(encode(Image.fromarray(COLOUR)), 3)
+    np.testing.assert_array_equal(clip, np.stack([COLOUR] * 3))
+
+
+def test_frames_of_different_sizes_are_rejected():
+    pages = [Image.new("L", (4, 4)), Image.new("L", (5, 4))]
+    assert code_of(decode_frames, encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 2) == "E_FRAMES"
+    assert code_of(frames_of, [], 2) == "E_FRAMES"
+
+
+def test_the_pixels_of_all_frames_together_are_bounded():
+    data = film("GIF", num=20)
+    assert decode_frames(data, 16, max_pixels=32).shape[0] == 16
+    assert code_of(decode_frames, data, 17, 32) == "E_TOO_LARGE"
+    assert code_of(decode_frames, data, 2, 15) == "E_TOO_LARGE"
+    pages = [Image.new("L", (4, 4)), Image.new("L", (30, 30))]
+    assert code_of(decode_frames, encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 2, 100) == "E_TOO_LARGE"
+
+
+@pytest.mark.parametrize("name", ["animated GIF", "animated WEBP"])
+def test_a_film_cut_short_is_rejected(name):
+    assert code_of(decode_frames, FILES[name][: len(FILES[name]) // 2], 2) == "E_TRUNCATED"
+
+
+def test_frames_of_grey_and_colour_become_colour():
+    clip = frames_of([GREY[:, :, None], COLOUR], 2)
+    np.testing.assert_array_equal(clip[0], np.repeat(GREY[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(clip[1], COLOUR)
+
+
+def test_a_clip_may_be_an_array_of_frames_or_one_image():
+    frames = np.stack([COLOUR, COLOUR[::-1]])
+    np.testing.assert_array_equal(as_clip(frames, 2), frames)
+    assert as_clip(GREY, 4).shape == (4, 20, 30, 1)
+    assert code_of(as_clip, np.zeros((2, 4, 4, 2), np.uint8), 2) == "E_ARRAY"
+
+
+def test_the_frames_of_a_folder_come_in_natural_order(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("f10.png", "f9.png", ".hidden.png", "notes.txt", "more/f1.PNG"):
+        (tmp_path / name).touch()
+    assert [os.path.relpath(path, tmp_path) for path in frame_files(str(tmp_path))] == ["f9.png", "f10.png", "more/f1.PNG"]
+
+
+# ---- what decoding changed -------------------------------------------------------------------------------------------
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(Image.fromarray(COLOUR), "JPEG", exif=exif)
+
+
+def rgba(alpha):
+    return encode(Image.fromarray(np.dstack([COLOUR, np.full((20, 30), alpha, np.uint8)])))
+
+
+CHANGES = {
+    "colour": (encode(Image.fromarray(COLOUR)), ()),
+    "grey": (encode(Image.fromarray(GREY)), ()),
+    "JPEG": (FILES["JPEG"], ()),
+    "EXIF": (turned(), ("exif_rotated",)),
+    "half transparent": (rgba(128), ("transparency_on_white",)),
+    "opaque alpha": (rgba(255), ()),
+    "colour key": (encode(Image.new("L", (2, 2), 9), transparency=9), ("transparency_on_white",)),
+    "16-bit grey": (encode(Image.fromarray(np.ones((4, 4), np.uint16))), ("16_bit_reduced",)),
+    "16-bit TIFF": (encode(Image.fromarray(np.ones((4, 4), np.uint16)), "TIFF"), ("16_bit_reduced",)),
+    "palette": (encode(Image.fromarray(COLOUR).convert("P")), ("palette_or_cmyk_to_rgb",)),
+    "CMYK": (encode(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), ("palette_or_cmyk_to_rgb",)),
+    "animated": (film("TIFF"), ("first_frame_of_several",)),
+}
+
+
+@pytest.mark.parametrize(("data", "changes"), CHANGES.values(), ids=CHANGES)
+def test_what_decoding_changed_is_noted(data, changes):
+    pixels, noted = decode_noting(data)
+    assert noted == changes
+    np.testing.assert_array_equal(pixels, decode(data))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from tracked_cls.data.ingest import Plan, ingest_array, ingest_files
+from tracked_cls.data.decode import decode
+from tracked_cls.data.ingest import Plan, digest_of_pixels, ingest_array, ingest_files
 
 PLAN = Plan(image_size=8, channels=None, fit="crop", interpolation="bilinear", max_pixels=1000)
+COLOUR = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
 
 
 def test_the_pixel_digest_tells_shapes_apart_and_files_alike(tmp_path):
@@ -19,7 +27,7 @@ def test_the_pixel_digest_tells_shapes_apart_and_files_alike(tmp_path):
         Image.fromarray(wide).save(tmp_path / name)
     png, bmp = ingest_files([str(tmp_path / "a.png"), str(tmp_path / "a.bmp")], PLAN)
     assert png.pixel_digest == bmp.pixel_digest == ingest_array(wide, PLAN).pixel_digest
-    assert png.sha256 == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest() != bmp.sha256
+    assert png.sha256 == sha256((tmp_path / "a.png").read_bytes()) != bmp.sha256
 
 
 def test_a_bad_item_is_a_rejection_and_the_others_go_on(tmp_path):
@@ -27,5 +35,54 @@ def test_a_bad_item_is_a_rejection_and_the_others_go_on(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
     bad, good = ingest_files([str(tmp_path / "bad.png"), str(tmp_path / "good.png")], PLAN)
     assert bad.code == "E_NOT_IMAGE"
-    assert good.pixels.shape == (8, 8, 3)
+    assert len(good.kept) == 8 * 8 * 3
     assert ingest_array(np.zeros((9, 9)), PLAN).code == "E_ARRAY"
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+@pytest.mark.parametrize("pixels", [COLOUR, COLOUR[:, :, 0]], ids=["colour", "grey"])
+def test_sums_are_those_of_the_sized_pixels(pixels, frames):
+    record = ingest_array(pixels, replace(PLAN, frames=frames))
+    sized = np.frombuffer(record.kept, np.uint8).reshape(-1, record.shape[2]).astype(int)
+    assert record.sums == tuple(zip(sized.sum(axis=0).tolist(), (sized**2).sum(axis=0).tolist(), strict=True))
+
+
+def test_a_cache_of_files_keeps_the_file_or_a_lossless_copy_of_the_array(tmp_path):
+    plan = replace(PLAN, keep="files")
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg")
+    [record] = ingest_files([str(tmp_path / "a.jpg")], plan)
+    assert record.kept == (tmp_path / "a.jpg").read_bytes()
+    for pixels in (COLOUR, COLOUR[:, :, :1]):
+        record = ingest_array(pixels, plan)
+        np.testing.assert_array_equal(decode(record.kept), pixels)
+        assert record.sha256 == sha256(pixels.tobytes())
+
+
+def test_a_folder_of_frames_is_one_item(tmp_path):
+    for index in range(11):
+        Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
+    [record] = ingest_files([str(tmp_path)], replace(PLAN, frames=3))
+    clip = np.frombuffer(record.kept, np.uint8).reshape(3, 8, 8, 1)
+    assert clip[:, 0, 0, 0].tolist() == [0, 5, 10]
+    assert record.pixel_digest == digest_of_pixels(clip)
+    files = [(tmp_path / f"{index}.png").read_bytes() for index in range(11)]
+    assert record.sha256 == sha256("".join(map(sha256, files)).encode())
+    assert record.shape == (8, 8, 1)
+
+
+def test_a_folder_with_a_bad_frame_or_with_none_is_a_rejection(tmp_path):
+    plan = replace(PLAN, frames=2)
+    for name in ("empty", "bad"):
+        (tmp_path / name).mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "bad" / "1.png")
+    (tmp_path / "bad" / "2.png").write_text("no image")
+    codes = [outcome.code for outcome in ingest_files([str(tmp_path / "empty"), str(tmp_path / "bad")], plan)]
+    assert codes == ["E_FRAMES", "E_NOT_IMAGE"]
+
+
+def test_a_name_that_promises_another_format_is_noted(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for name in ("b.jpg", "c.PNG", "d"):
+        (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
+    records = ingest_files([str(tmp_path / name) for name in ("a.png", "b.jpg", "c.PNG", "d")], PLAN)
+    assert [record.changes for record in records] == [(), ("wrong_extension",), (), ()]

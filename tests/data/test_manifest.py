@@ -1,20 +1,12 @@
-"""The manifest: ids, digests, and splits that stay where they are."""
+"""The manifest: ids, digests, counts, and what they stand for."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tracked_cls.config import DataConfig
-from tracked_cls.data.manifest import assign_splits, load_manifest, make_manifest, save_manifest
+from tracked_cls.data.manifest import find_sample, load_manifest, make_manifest, save_manifest
 from tracked_cls.errors import UserError
-
-CLASSES = ("a", "b", "c")
-LABELS = np.repeat(np.arange(3), [50, 100, 30])
-
-
-def split(labels=LABELS, given=None, classes=CLASSES, **options):
-    return assign_splits(labels, given or [None] * len(labels), DataConfig(**options), classes)
 
 
 def manifest(pixel_digests=("aa", "bb", "aa"), labels=(0, 1, 0), splits=(0, 1, 2), paths=("x", "y", "z"), **change):
@@ -27,53 +19,6 @@ def manifest(pixel_digests=("aa", "bb", "aa"), labels=(0, 1, 0), splits=(0, 1, 2
         "geometry": {"image_size": 8},
     }
     return make_manifest("set", ("cat", "dog"), **{**values, **change})
-
-
-def test_every_class_gives_its_share_to_every_split():
-    splits = split(val_fraction=0.1, test_fraction=0.2)
-    counts = [[int(((splits == code) & (label == LABELS)).sum()) for label in range(3)] for code in range(3)]
-    # test is 20% of all, val 10% of what is left of each class
-    assert counts == [[36, 72, 22], [4, 8, 2], [10, 20, 6]]
-
-
-def test_the_same_seed_gives_the_same_split_and_another_seed_another():
-    np.testing.assert_array_equal(split(split_seed=3), split(split_seed=3))
-    assert (split(split_seed=3) != split(split_seed=4)).any()
-    assert len(split(split_seed=2**70)) == len(LABELS)
-
-
-def test_more_images_of_one_class_move_no_image_of_another():
-    more = np.repeat(np.arange(3), [90, 100, 30])
-    np.testing.assert_array_equal(split()[50:], split(more)[90:])
-
-
-def test_given_splits_are_kept_and_the_missing_one_is_drawn_from_train():
-    given = ["train", "test"] * 90
-    splits = split(given=given)
-    assert (splits[1::2] == 2).all()
-    assert set(splits[::2]) == {0, 1}
-    given = ["train", "val"] * 90
-    splits = split(given=given)
-    assert (splits[1::2] == 1).all()
-    assert set(splits[::2]) == {0, 2}
-
-
-def test_nothing_is_drawn_where_all_splits_are_given():
-    given = ["train", "val", "test"] * 60
-    assert split(given=given).tolist() == [0, 1, 2] * 60
-
-
-@pytest.mark.parametrize("fractions", [(0.01, 0.01), (0.9, 0.05), (0.05, 0.9)])
-def test_three_images_are_enough_for_one_in_each_split(fractions):
-    splits = split(np.zeros(3, int), classes=("a",), val_fraction=fractions[0], test_fraction=fractions[1])
-    assert sorted(splits) == [0, 1, 2]
-
-
-def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(UserError, match="class 'b' has 2 usable images for train, val, test; it needs at least 3"):
-        split(np.array([0, 0, 0, 1, 1]), classes=("a", "b"))
-    with pytest.raises(UserError, match="class 'b' has 1 usable images for train, val; it needs at least 2"):
-        split(np.array([0, 0, 1, 1]), ["train", "train", "train", "test"], ("a", "b"))
 
 
 def test_exact_copies_get_an_ordinal_and_a_key_of_their_own():
@@ -99,6 +44,10 @@ CHANGES = {
     "geometry": ({"geometry": {"image_size": 9}}, True, False),
     "paths": ({"paths": ["p", "q", "r"]}, False, False),
     "files": ({"sha256": ["1" * 64] * 3}, False, False),
+    "weights": ({"weights": [1, 1, 2]}, True, False),
+    "groups": ({"groups": ["", "g", ""]}, True, False),
+    "weights of 1": ({"weights": [1, 1, 1]}, False, False),
+    "no groups": ({"groups": ["", "", ""]}, False, False),
 }
 
 
@@ -111,12 +60,95 @@ def test_digests_move_with_what_they_stand_for(change, digest_moves, content_mov
 
 
 def test_a_manifest_survives_the_disk(tmp_path):
-    made = manifest(paths=("a,b\n.png", "caf\u00e9.png", '"q".png'))
+    made = manifest(paths=("a,b\n.png", "caf\u00e9.png", '"q".png'), weights=[0, 0.5, 1], groups=["g", "", "NA"])
     save_manifest(made, tmp_path)
     read = load_manifest(tmp_path, name="set", classes=made.classes, digest=made.digest, content_digest=made.content_digest)
     assert (read.ids, read.paths, read.sha256) == (made.ids, ["a,b\n.png", "caf\u00e9.png", '"q".png'], made.sha256)
-    for column in ("labels", "splits", "keys"):
+    assert read.groups == ["g", "", "NA"]
+    for column in ("labels", "splits", "keys", "weights"):
         stored = getattr(read, column)
         assert isinstance(stored, np.memmap)
         assert stored.dtype == getattr(made, column).dtype
         np.testing.assert_array_equal(stored, getattr(made, column))
+
+
+def test_digests_of_plain_sets_are_what_they_always_were():
+    made = manifest()
+    assert (made.digest, made.content_digest) == ("384265cc8da3be5f", "f7873a28357d1df9")
+
+
+# ---- several labels --------------------------------------------------------------------------------------------------
+
+SEVERAL = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 1]], np.uint8)
+
+
+def several(labels=SEVERAL, **change):
+    names = [f"{index:032x}" for index in range(len(labels))]
+    values = {
+        "labels": labels,
+        "splits": np.array([0, 0, 1, 2], np.uint8),
+        "paths": names,
+        "sha256": names,
+        "pixel_digests": names,
+        "geometry": {},
+    }
+    return make_manifest("set", ("a", "b", "c"), **{**values, **change})
+
+
+def test_an_image_counts_for_each_of_its_labels():
+    made = several()
+    assert made.multi_label
+    assert not manifest().multi_label
+    assert made.counts() == {
+        "train": {"a": 2, "b": 1, "c": 0},
+        "val": {"a": 0, "b": 0, "c": 0},
+        "test": {"a": 1, "b": 0, "c": 1},
+    }
+    assert [made.num_of(split) for split in ("train", "val", "test")] == [2, 1, 1]
+
+
+def test_the_stratum_is_the_label_or_the_rarest_of_several():
+    assert manifest().strata().tolist() == [0, 1, 0]
+    assert several().strata().tolist() == [1, 0, 3, 2]
+
+
+def test_the_content_digest_follows_each_of_the_labels(tmp_path):
+    changed = SEVERAL.copy()
+    changed[1, 2] = 1
+    assert several(changed).content_digest != several().content_digest
+    save_manifest(several(), tmp_path)
+    read = load_manifest(tmp_path, name="set", classes=("a", "b", "c"), digest="", content_digest="")
+    np.testing.assert_array_equal(read.labels, SEVERAL)
+    assert read.labels.dtype == np.uint8
+
+
+def test_other_splits_make_another_digest_of_the_same_content():
+    made = manifest()
+    other = made.with_splits(np.array([0, 0, 2], np.uint8))
+    assert other.indices("train").tolist() == [0, 1]
+    assert other.digest == made.with_splits(np.array([0, 0, 2], np.uint8)).digest != made.digest
+    assert other.content_digest == made.content_digest
+
+
+# ---- one sample ------------------------------------------------------------------------------------------------------
+
+NAMED = manifest(("abcd11", "abcd22", "abcd11"), paths=("cat/1.png", "dog/1.png", "cat/2.png"))
+
+
+@pytest.mark.parametrize(("text", "index"), [("cat/2.png", 2), ("abcd11", 0), ("abcd11-1", 2), ("1", 1), ("abcd2", 1)])
+def test_a_sample_is_found_by_path_id_number_or_the_start_of_its_id(text, index):
+    assert find_sample(NAMED, text) == index
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat/1.pgn", r"did you mean 'cat/1\.png'"),
+        ("abcd", r"3 images have an id that starts with 'abcd': abcd11 \(cat/1\.png\)"),
+        ("3", "set has the numbers 0 to 2"),
+        ("abc", "no image of set has the path or id 'abc'"),
+    ],
+)
+def test_a_sample_that_is_not_there_or_not_clear_is_told(text, message):
+    with pytest.raises(UserError, match=message):
+        find_sample(NAMED, text)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tracked_cls.config import DataConfig
-from tracked_cls.data.sources import natural_key, read_idx, scan
+from tracked_cls.data.sources import Sample, natural_key, read_idx, scan
 from tracked_cls.errors import UserError
 
 MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist" / "MNIST" / "raw"
@@ -41,7 +41,7 @@ def test_digits_are_scikit_learns_in_256_levels():
     assert len(source.samples) == 1797
     assert source.class_names == tuple("0123456789")
     third = source.samples[2]
-    assert third == ("digits/0002", "2", None)
+    assert third == Sample("digits/0002", ("2",))
     np.testing.assert_array_equal(source.array(third), np.rint(load_digits().images[2] * 255 / 16))
 
 
@@ -51,7 +51,11 @@ def test_digits_are_scikit_learns_in_256_levels():
 def test_folders_are_classes_at_any_depth_and_case_of_extension(tmp_path):
     put(tmp_path, "cat/1.png", "cat/deep/er/2.JPG", "dog/3.bmp")
     source = scan_folder(tmp_path)
-    assert list(source.samples) == [("cat/1.png", "cat", None), ("cat/deep/er/2.JPG", "cat", None), ("dog/3.bmp", "dog", None)]
+    assert [(sample.path, sample.labels) for sample in source.samples] == [
+        ("cat/1.png", ("cat",)),
+        ("cat/deep/er/2.JPG", ("cat",)),
+        ("dog/3.bmp", ("dog",)),
+    ]
     assert source.path_of(source.samples[0]) == str(tmp_path / "cat/1.png")
 
 
@@ -79,6 +83,15 @@ def test_split_folders_give_the_splits(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     put(tmp_path, "train/1.png", "bus/1.png")
     assert scan_folder(tmp_path).class_names == ("bus", "train")
+
+
+def test_odd_names_are_names_like_any_other(tmp_path):
+    labels = ["007", "a,b", "NA", "None", "nan", "two words", "it's", 'say "x"', "\u732b"]
+    put(tmp_path, *(f"{label}/{name}" for label in labels for name in ("line\nbreak.png", 'a,"b".png')))
+    source = scan_folder(tmp_path)
+    assert sorted(source.class_names) == sorted(labels)
+    assert all(Path(source.path_of(sample)).is_file() for sample in source.samples)
+    assert {sample.labels for sample in source.samples if sample.path.startswith("NA/")} == {("NA",)}
 
 
 def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
@@ -177,8 +190,8 @@ def test_idx_is_found_plain_or_gzipped(tmp_path, below, packed):
     put_idx(tmp_path / below, "t10k", 11, **options)
     source = scan_idx(tmp_path)
     assert source.class_names == tuple(str(label) for label in range(11))
-    assert source.samples[12] == ("train/00012", "1", "train")
-    assert source.samples[-1] == ("t10k/00010", "10", "test")
+    assert source.samples[12] == Sample("train/00012", ("1",), "train")
+    assert source.samples[-1] == Sample("t10k/00010", ("10",), "test")
     np.testing.assert_array_equal(source.array(source.samples[12]), images[12])
 
 
@@ -255,7 +268,7 @@ def test_torchvision_mnist_agrees_with_its_idx_files(tmp_path):
     vision, idx = scan_vision(tmp_path), scan_idx(tmp_path)
     assert vision.class_names == idx.class_names == tuple("0123456789")
     for left, right in zip(vision.samples, idx.samples, strict=True):
-        assert (left.label, left.split) == (right.label, right.split)
+        assert (left.labels, left.split) == (right.labels, right.split)
         np.testing.assert_array_equal(vision.array(left)[:, :, 0], idx.array(right))
 
 

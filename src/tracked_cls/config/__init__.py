@@ -1,10 +1,9 @@
 """What a user may set: one frozen, typed tree per verb, read from YAML and the command line."""
 
+from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig, SplitSource, table_endings
 from tracked_cls.config.parse import load
 from tracked_cls.config.sections import (
     CheckpointConfig,
-    DataConfig,
-    DataIdentity,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -12,18 +11,21 @@ from tracked_cls.config.sections import (
     SchedulerConfig,
     TrackingConfig,
     TrainingConfig,
-    TransformsConfig,
-    TransformSpec,
 )
+from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
 from tracked_cls.config.verbs import EvaluateConfig, MainConfig, PredictConfig, PrepareConfig, TrainConfig, TuneConfig
 from tracked_cls.config.workspace import find_input, tracking_uri, workspace
 
 __all__ = [
+    "CROPS",
+    "MIXES",
+    "TRANSFORM_NAMES",
     "CheckpointConfig",
     "DataConfig",
     "DataIdentity",
     "EvaluateConfig",
+    "LoaderConfig",
     "LossConfig",
     "MainConfig",
     "ModelConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "PromoteConfig",
     "SchedulerConfig",
     "Section",
+    "SplitSource",
     "TrackingConfig",
     "TrainConfig",
     "TrainingConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "find_input",
     "flatten",
     "load",
+    "table_endings",
     "to_yaml",
     "tracking_uri",
     "workspace",

@@ -118,7 +118,9 @@ def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
 
 
 def _convert(key: str, text: str, field: FieldInfo) -> Any:
-    """Read lists and mappings as YAML; leave the rest to pydantic, which knows the field's type."""
+    """Read lists, mappings and choices among numbers as YAML; leave the rest to pydantic, which knows the field's type."""
+    if text in help_text.names_of(field) and text.isdecimal():
+        return int(text)
     if "list" not in str(field.annotation) and "dict" not in str(field.annotation):
         return text
     try:

@@ -2,110 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from tracked_cls.config.tree import Section, option, unset_to_none
 from tracked_cls.errors import UserError, lookup
-
-TransformSpec = dict[str, dict[str, Any]]
-AUGMENTATIONS = ("RandomAffine", "RandomCrop", "RandomErasing", "RandomHorizontalFlip", "RandomVerticalFlip")
-
-
-class DataIdentity(Section):
-    """Which data set is meant: enough to name its registered model."""
-
-    source: Literal["digits", "folder", "idx", "torchvision"] = option(
-        "digits", "where the images come from; digits (1,797 handwritten digits) needs no files and no network"
-    )
-    name: str | None = option(
-        None,
-        "the torchvision set, or the name the data go by; auto: the source, or the folder's name",
-        unset="auto",
-        pattern=r"^[A-Za-z0-9_.-]{1,100}$",
-    )
-    root: str | None = option(None, "folder that holds the images or IDX files", unset="none")
-
-    @model_validator(mode="after")
-    def _root_fits_source(self) -> DataIdentity:
-        if self.source == "digits" and self.root is not None:
-            raise UserError("data.root has no effect with data.source=digits; set data.source=folder to read images from it")
-        if self.source in ("folder", "idx") and self.root is None:
-            raise UserError(f"data.source={self.source} needs data.root, the folder that holds the files")
-        if self.source == "torchvision" and self.name is None:
-            raise UserError("data.source=torchvision needs data.name, the set to load: MNIST, FashionMNIST, CIFAR10, ...")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name the data go by: it names the prepared folder and the registered model."""
-        if self.name is not None:
-            return self.name
-        if self.source == "folder" and self.root is not None:
-            return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(self.root).absolute().name).strip("-.") or "folder"
-        return self.source
-
-    @property
-    def model_name(self) -> str:
-        """The registered model that training on these data makes."""
-        return f"{self.label}-classifier"
-
-
-class DataConfig(DataIdentity):
-    """How images become a prepared data set."""
-
-    image_size: int | None = option(
-        None, "side of the square input; auto: the usual side of the files, 32 below 24, at most 224", unit="pixels",
-        unset="auto", ge=8, le=1024,
-    )  # fmt: skip
-    channels: Literal[1, 3] | None = option(None, "1 grey, 3 colour; auto: 1 if every image is grey", unset="auto")
-    fit: Literal["crop", "pad", "stretch"] = option(
-        "crop", "how an oblong image becomes square: cut the middle, pad with black, or distort"
-    )
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = option("bilinear", "resampling filter of the resize")
-    val_fraction: float = option(0.1, "share of the training images held out, where no val split is given", gt=0, lt=1)
-    test_fraction: float = option(0.2, "share of all images held out for the test, where no test split is given", gt=0, lt=1)
-    split_seed: int = option(0, "seed of the split; apart from `seed`, so that every seed sees the same test images", ge=0)
-    max_pixels: int = option(
-        64_000_000, "an image with more pixels is rejected before it is decoded", unit="pixels", ge=1, le=89_478_485
-    )
-    store: str = option("data", "folder of the prepared sets; relative to the folder of the tracking store")
-    workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
-    download: bool = option(True, "torchvision sets: download what is not in data.root")
-
-    @model_validator(mode="after")
-    def _fractions_leave_something(self) -> DataConfig:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserError(
-                f"data.val_fraction + data.test_fraction must be below 1, got {self.val_fraction} + {self.test_fraction}"
-            )
-        return self
-
-
-class TransformsConfig(Section):
-    """Augmentation of the training images; evaluation always sees the plain image."""
-
-    train: list[TransformSpec] = option(
-        [], "list of {name: {argument: value}}, each drawn anew for every image",
-        choices=AUGMENTATIONS,
-    )  # fmt: skip
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _bare_names(cls, value: Any) -> Any:
-        """Accept ``RandomHorizontalFlip`` for ``{RandomHorizontalFlip: {}}``."""
-        if not isinstance(value, list):
-            return value
-        specs = [{item: {}} if isinstance(item, str) else item for item in value]
-        for spec in specs:
-            if not isinstance(spec, Mapping) or len(spec) != 1:
-                raise UserError(f"transforms.train: each entry is one name with its arguments, got {spec!r}")
-            lookup(next(iter(spec)), dict.fromkeys(AUGMENTATIONS), "transform")
-        return [{name: args or {} for name, args in spec.items()} for spec in specs]
 
 
 class ModelConfig(Section):
@@ -126,8 +29,11 @@ class LossConfig(Section):
     """What is minimised."""
 
     choice: ClassVar[bool] = True
-    name: Literal["cross_entropy"] = option("cross_entropy", "the loss; its value is the mean over samples")
+    name: Literal["cross_entropy", "bce"] = option(
+        "cross_entropy", "the loss, mean over samples; bce: binary cross entropy per class, which data.multi_label needs"
+    )
     smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
+    sample_weights: bool = option(False, "weigh each image by its weight in the data (column weight), scaled to a mean of 1")
 
 
 class _OwnOptions(Section):
@@ -272,6 +178,10 @@ class EvaluateSection(Section):
     )
     split: Literal["train", "val", "test"] = option("test", "the prepared split to score")
     batch_size: int = option(512, "images scored at a time; changes rounding only", unit="images", ge=1, le=65536)
+    tta: Literal["none", "flip", "five_crop", "ten_crop"] = option(
+        "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
+        "image at 8/7 of the model's size; ten_crop mirrors those too",
+    )  # fmt: skip
 
 
 class PredictSection(Section):
@@ -288,4 +198,8 @@ class PredictSection(Section):
         unset="auto",
     )
     batch_size: int = option(256, "images decoded and scored at a time", unit="images", ge=1, le=65536)
+    tta: Literal["none", "flip", "five_crop", "ten_crop"] = option(
+        "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
+        "image at 8/7 of the model's size; ten_crop mirrors those too",
+    )  # fmt: skip
     workers: int | None = option(None, "threads that decode; auto: one per core", unset="auto", ge=1, le=256)

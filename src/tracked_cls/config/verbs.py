@@ -6,10 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig
 from tracked_cls.config.sections import (
     CheckpointConfig,
-    DataConfig,
-    DataIdentity,
     EvaluateSection,
     LossConfig,
     ModelConfig,
@@ -19,8 +18,8 @@ from tracked_cls.config.sections import (
     SchedulerConfig,
     TrackingConfig,
     TrainingConfig,
-    TransformsConfig,
 )
+from tracked_cls.config.transforms import PredictTransforms, TransformsConfig
 from tracked_cls.config.tree import Section, option
 from tracked_cls.errors import UserError
 
@@ -49,8 +48,13 @@ class PrepareConfig(Verb):
     """``prepare``: images to a checked, split, cached data set."""
 
     verb: ClassVar[str] = "prepare"
-    summary: ClassVar[str] = "Check, split and cache a folder of images (or digits, IDX files, a torchvision set)."
+    summary: ClassVar[str] = "Check, split and cache images: from folders, tables, IDX files, torchvision, or a class of yours."
+    sample: str | None = option(
+        None, "show one image, by number, path or id: as it is, as the model sees it, and augmented", unset="none"
+    )
+    export: str | None = option(None, "also write the prepared images to this folder, one folder per class", unset="none")
     data: DataConfig = DataConfig()
+    transforms: TransformsConfig = TransformsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -67,6 +71,7 @@ class TrainConfig(Verb, _Compute):
     )
     resume: Literal["auto", "never"] = option("auto", "auto: continue an interrupted run of the same data and configuration")
     data: DataConfig = DataConfig()
+    loader: LoaderConfig = LoaderConfig()
     transforms: TransformsConfig = TransformsConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -82,6 +87,20 @@ class TrainConfig(Verb, _Compute):
         warmup = self.scheduler.warmup_epochs
         if warmup is not None and warmup >= self.epochs:
             raise UserError(f"scheduler.warmup_epochs must be below epochs ({self.epochs}), got {warmup:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_loss(self) -> TrainConfig:
+        if self.data.multi_label and self.loss.name != "bce":
+            raise UserError(f"data.multi_label=true needs loss=bce, got loss={self.loss.name}")
+        if self.data.multi_label and any("CutMix" in spec for spec in self.transforms.mixes):
+            raise UserError(
+                "CutMix does not go with data.multi_label=true: what was cut away may be one of the labels; use MixUp"
+            )
+        if self.data.multi_label and self.loader.sampler == "balanced":
+            raise UserError("loader.sampler=balanced does not go with data.multi_label=true; use weights")
+        if self.data.frames and self.transforms.eval:
+            raise UserError("transforms.eval does not go with data.frames")
         return self
 
 
@@ -118,6 +137,7 @@ class PredictConfig(Verb):
     bare: ClassVar[str | None] = "predict"
     data: DataIdentity = DataIdentity()
     predict: PredictSection = PredictSection()
+    transforms: PredictTransforms = PredictTransforms()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

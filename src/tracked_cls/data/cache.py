@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +16,73 @@ from typing import Any
 import numpy as np
 
 from tracked_cls.config import DataConfig
-from tracked_cls.data.decode import Pixels
-from tracked_cls.data.manifest import Manifest, load_manifest
+from tracked_cls.data.decode import Pixels, RejectedImage, decode
+from tracked_cls.data.manifest import Indices, Manifest, load_manifest
 from tracked_cls.data.preprocess import Preprocess
+from tracked_cls.data.shards import Shards
+from tracked_cls.data.storage import PIXELS
 from tracked_cls.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COMPLETE = "COMPLETE"
-# what decides the prepared bytes; store, workers, download and the place of the input do not
-_DECISIVE = (
-    "source", "name", "image_size", "channels", "fit", "interpolation", "val_fraction", "test_fraction", "split_seed",
-    "max_pixels",
-)  # fmt: skip
+# what does not decide the prepared bytes: where things are, how the work is done, folds (a view of the set); what the
+# fingerprint of the input covers
+_PLACES = {"root", "table"}
+_INDECISIVE: dict[str, Any] = {
+    **dict.fromkeys(("store", "workers", "download", "dataset_args", "folds", "fold", *_PLACES), True),
+    "val": _PLACES,
+    "test": _PLACES,
+}
 _CURE = "delete the folder and run prepare again"
 _SMALL_BYTES = 1 << 20  # files up to this size are digested whenever the set is opened
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A prepared data set: `pixels` is a read-only memory map, uint8 [N,S,S,C]; `info` is ``meta.json``."""
+    """A prepared data set; `info` is ``meta.json``.
+
+    It holds either `pixels`, a read-only memory map, uint8 [N,S,S,C] (clips: [N,T,S,S,C]), or `files`, encoded images that
+    are decoded at each use. Another process opens it anew by its folder: memory maps do not travel.
+    """
 
     folder: Path
     manifest: Manifest
     preprocess: Preprocess
-    pixels: Pixels
+    pixels: Pixels | None
     info: Mapping[str, Any]
+    files: Shards | None = None
+
+    @property
+    def image_size(self) -> int:
+        """The side S of what a model sees."""
+        return self.preprocess.geometry.image_size
+
+    @property
+    def num_channels(self) -> int:
+        """The channels C of what a model sees."""
+        return self.preprocess.geometry.channels
+
+    @property
+    def frames(self) -> int | None:
+        """The frames T of a clip; None for single images."""
+        return self.preprocess.frames
+
+    def sized(self, indices: Indices | Sequence[int]) -> Pixels:
+        """Return images as a model sees them, uint8 [B,S,S,C]; clips [B,T,S,S,C]."""
+        if self.pixels is not None:
+            return np.asarray(self.pixels[np.asarray(indices, np.int64)])
+        images = [self.preprocess.geometry.apply(self.original(int(index))) for index in indices]
+        return np.stack(images) if images else np.zeros((0, *[self.image_size] * 2, self.num_channels), np.uint8)
+
+    def original(self, index: int) -> Pixels:
+        """Return the most there is of an image: uint8 [H,W,C] of the whole photo from `files`, else what `sized` gives."""
+        if self.pixels is not None:
+            return np.asarray(self.pixels[index])
+        assert self.files is not None
+        try:
+            return decode(self.files.read(index), self.info["terms"]["max_pixels"])
+        except RejectedImage as error:  # it was accepted once
+            raise UserError(f"{self.folder}: image {index} ({self.manifest.paths[index]}): {error}; {_CURE}") from None
 
 
 # ---- where it is -----------------------------------------------------------------------------------------------------
@@ -48,7 +90,7 @@ class Prepared:
 
 def prepared_key(cfg: DataConfig, fingerprint: str) -> str:
     """Return 16 hex characters that name the result: the input, the options that decide it, and the format."""
-    options = {name: getattr(cfg, name) for name in _DECISIVE}
+    options = cfg.model_dump(mode="json", exclude=_INDECISIVE)
     text = json.dumps([FORMAT_VERSION, fingerprint, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -66,6 +108,15 @@ def find_prepared(store: Path, cfg: DataConfig, fingerprint: str) -> Path | None
     return folder if (folder / COMPLETE).is_file() else None
 
 
+def current(store: Path, label: str) -> Path | None:
+    """Return the folder that was noted as the latest of a data set's, if there is one."""
+    try:
+        name = (store / label / "current").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return store / label / name
+
+
 def set_current(folder: Path) -> None:
     """Note a prepared set as its data's latest."""
     temporary = folder.parent / f".current-{os.getpid()}"
@@ -81,14 +132,21 @@ def set_current(folder: Path) -> None:
 def open_prepared(folder: Path) -> Prepared:
     """Return a prepared set, its sizes and its small files checked; one that is incomplete or damaged is a `UserError`."""
     _check_files(folder, digest_up_to=_SMALL_BYTES)
+    return open_partial(folder)
+
+
+def open_partial(folder: Path) -> Prepared:
+    """Return a prepared set that is still being written, all but its report."""
     info = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     names = {key: info[key] for key in ("name", "classes", "digest", "content_digest")}
+    has_pixels = (folder / PIXELS).is_file()
     return Prepared(
         folder=folder,
         manifest=load_manifest(folder, **names),
         preprocess=Preprocess.from_dict(info["preprocess"]),
-        pixels=np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False),
+        pixels=np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False) if has_pixels else None,
         info=info,
+        files=None if has_pixels else Shards(folder),
     )
 
 

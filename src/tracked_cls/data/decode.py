@@ -3,9 +3,9 @@
 Shared by prepare, evaluation, prediction, serving and export, and shipped with every registered model: standard library,
 Pillow and numpy only. torchvision.io is never used: it ends the process on a damaged PNG.
 
-The rules: EXIF orientation is applied; transparency is composited on white; palette and CMYK become RGB; 16-bit grey keeps
-its high byte; 1-bit becomes 0 and 255; of several frames the first counts; float and 32-bit pixels, which have no agreed
-range, are rejected.
+The rules: EXIF orientation is applied; transparency is composited on white; palette and CMYK become RGB; 16-bit pixels keep
+their high byte; 1-bit becomes 0 and 255; of several frames the first counts, unless a clip is asked for; float and 32-bit
+pixels, which have no agreed range, are rejected.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
-import struct
-import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import UserError  # noqa: TID252 - travels with models under another package name
+from .signature import FORMAT_OF_EXTENSION, FORMATS, check, damaged, sniff, unidentified
+from .signature import RejectedImage as RejectedImage  # what everyone catches who decodes
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset(FORMAT_OF_EXTENSION)
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 1 << 30
-
-
-class RejectedImage(UserError):  # noqa: N818 - it names the image's fate
-    """An image that cannot be used: `code` for machines (``E_TRUNCATED``), `reason` as one sentence for people."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.reason}"
+_CLIP_FACTOR = 8  # a clip may hold so many times the pixels of an image: 32 frames of HD video at the default limit
 
 
 # ---- bytes to pixels -------------------------------------------------------------------------------------------------
@@ -54,24 +44,56 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises `RejectedImage`, and nothing else, whatever the bytes. An image of more than `max_pixels` is rejected by its
     header, before anything of that size is allocated.
     """
+    with _open(data, max_pixels) as image:
+        return pixels_of(image)
+
+
+def decode_noting(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, tuple[str, ...]]:
+    """Return what `decode` does, and what it changed: see `changes_of`."""
+    with _open(data, max_pixels) as image:
+        pixels = pixels_of(image)
+        return pixels, changes_of(image, data)
+
+
+def decode_frames(data: bytes, count: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Return `count` evenly spaced frames of an animated image as uint8 [T,H,W,C]; a still image repeats itself.
+
+    The rules and rejections are those of `decode`; all frames together may have 8 times `max_pixels`.
+    """
+    with _open(data, max_pixels) as image:
+        check_clip(image.height, image.width, count, max_pixels)
+        chosen = sorted(set(even_indices(getattr(image, "n_frames", 1), count)))
+        return frames_of([_frame(image, index, max_pixels) for index in chosen], count)
+
+
+@contextmanager
+def _open(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an encoded image; whatever Pillow raises inside the block leaves it as `RejectedImage`."""
     if not data:
         raise RejectedImage("E_EMPTY", "the file is empty")
     kind = sniff(data)
-    if kind in _CHECKS:
-        _CHECKS[kind](data)
+    check(kind, data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
-            return pixels_of(image)
+            yield image
     except RejectedImage:
         raise
     except UnidentifiedImageError:
-        raise _unidentified(kind) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise unidentified(kind) from None
+    except MemoryError:
+        raise RejectedImage("E_MEMORY", "no memory to decode it") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         reason = f"the image has more than the {max_pixels:,} pixels allowed (data.max_pixels)"
-        raise RejectedImage("E_TOO_LARGE", reason if not isinstance(error, MemoryError) else "no memory to decode it") from None
+        raise RejectedImage("E_TOO_LARGE", reason) from None
     except Exception as error:  # Pillow raises whatever its parsers meet: OSError, SyntaxError, struct.error, IndexError, ...
-        raise _damaged(kind, error) from None
+        raise damaged(kind, error) from None
+
+
+def _frame(image: Image.Image, index: int, max_pixels: int) -> Pixels:
+    image.seek(index)
+    _check_size(image, max_pixels)
+    return pixels_of(image)
 
 
 def pixels_of(image: Image.Image) -> Pixels:
@@ -97,6 +119,33 @@ def as_array(value: Any) -> Pixels:
     return _with_channels(value)
 
 
+def as_clip(value: Any, count: int) -> Pixels:
+    """Return an array a user passed as a clip, uint8 [count,H,W,C]: frames [T,H,W,C] or [T,H,W,1], or one still image."""
+    if isinstance(value, np.ndarray) and value.ndim == 4:
+        return frames_of([as_array(frame) for frame in value], count)
+    return frames_of([as_array(value)], count)
+
+
+def frames_of(images: Sequence[Pixels], count: int) -> Pixels:
+    """Return `count` evenly spaced ones of decoded frames [H,W,C] as uint8 [count,H,W,C]; among colour, grey becomes RGB."""
+    if not images:
+        raise RejectedImage("E_FRAMES", "there are no frames")
+    chosen = [images[index] for index in even_indices(len(images), count)]
+    sizes = sorted({image.shape[:2] for image in chosen})
+    if len(sizes) > 1:
+        (height, width), (other_height, other_width) = sizes[0], sizes[-1]
+        raise RejectedImage(
+            "E_FRAMES", f"the frames have different sizes: {width} x {height} and {other_width} x {other_height} pixels"
+        )
+    channels = max(image.shape[2] for image in chosen)
+    return np.stack([np.broadcast_to(image, (*sizes[0], channels)) for image in chosen])
+
+
+def even_indices(num: int, count: int) -> list[int]:
+    """Return `count` evenly spaced indices of `num` frames, the first and the last among them; few frames repeat."""
+    return [int(index) for index in np.linspace(0, num - 1, count).round()]
+
+
 def _with_channels(array: npt.NDArray[Any]) -> Pixels:
     """Return [H,W] or [H,W,C] as contiguous uint8 [H,W,C]."""
     pixels = np.ascontiguousarray(array, dtype=np.uint8)
@@ -115,12 +164,19 @@ _TRANSPOSE = {
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    method = _orientation(image)
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns the image upright, None where it is."""
+    if not image.info and image.format == "PNG":
+        return None  # nothing is said of it at all; looking for EXIF would take as long as decoding a small image
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF names no orientation
-        return image
-    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return None
+    return _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -154,6 +210,52 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise RejectedImage("E_CORRUPT", f"the image has no pixels ({width} x {height})")
 
 
+def check_clip(height: int, width: int, count: int, max_pixels: int) -> None:
+    """Refuse a clip of more pixels than memory should be asked for."""
+    if height * width * count > _CLIP_FACTOR * max_pixels:
+        raise RejectedImage(
+            "E_TOO_LARGE",
+            f"{count} frames of {width} x {height} pixels are more than {_CLIP_FACTOR} times the limit of {max_pixels} "
+            "(data.max_pixels); ask for fewer (data.frames)",
+        )
+
+
+def changes_of(image: Image.Image, data: bytes) -> tuple[str, ...]:
+    """Return what `pixels_of` changed in a loaded image.
+
+    ``exif_rotated``, ``transparency_on_white``, ``16_bit_reduced``, ``palette_or_cmyk_to_rgb``, ``first_frame_of_several``.
+    """
+    changes = {
+        "exif_rotated": _orientation(image) is not None,
+        "transparency_on_white": _is_see_through(image),
+        "16_bit_reduced": _is_16_bit(image, data),
+        "palette_or_cmyk_to_rgb": image.mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "I;16", "I;16B", "I;16L"),
+        "first_frame_of_several": _is_animated(image),
+    }
+    return tuple(name for name, is_so in changes.items() if is_so)
+
+
+def _is_see_through(image: Image.Image) -> bool:
+    if image.mode in ("L", "RGB", "1") or "transparency" in image.info:
+        return "transparency" in image.info
+    return "A" in image.getbands() and np.min(image.getchannel("A").getextrema()) < 255
+
+
+def _is_16_bit(image: Image.Image, data: bytes) -> bool:
+    """Whether the file has 16 bits per channel; Pillow reduces those of colour itself."""
+    if image.format == "PNG":
+        return data[24] == 16  # the header's bit depth
+    bits: Any = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF: BitsPerSample
+    return bool(np.max(bits) == 16)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # looks at the second frame, whose damage is no matter here
+        return False
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -166,14 +268,33 @@ def read_file(path: Path | str) -> bytes:
         raise _unreadable(error) from None
 
 
-def header_size(path: Path | str) -> tuple[int, int] | None:
-    """Return (height, width) as the file's header states them, or None where it states none. Decodes nothing."""
+def header_shape(path: Path | str) -> tuple[int, int, int] | None:
+    """Return (height, width, channels) as the file's header states them, None where it states none. Decodes nothing."""
     try:
         _check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
+            is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+            return image.height, image.width, 1 if is_grey else 3
     except Exception:  # decode will name the reason; this is a first look only
         return None
+
+
+def frame_files(folder: str) -> list[str]:
+    """Return every image file below a folder, hidden ones left out, in natural order: "frame 10" after "frame 9"."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if _is_image_name(name)]  # noqa: PTH118 - hot
+    return sorted(found, key=_natural)
+
+
+def _natural(path: str) -> tuple[list[str | int], str]:
+    parts = re.split(r"([0-9]+)", path)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path
+
+
+def _is_image_name(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - hot
 
 
 def _check_regular(path: Path | str) -> None:
@@ -207,120 +328,3 @@ def _unreadable(error: OSError) -> RejectedImage:
     if isinstance(error, FileNotFoundError):
         return RejectedImage("E_MISSING", "the file does not exist")
     return RejectedImage("E_READ", f"the file cannot be read: {error.strerror or error}")
-
-
-# ---- what the bytes look like ----------------------------------------------------------------------------------------
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\x00\x00\x01\x00", "ICO"),
-    (b"8BPS", "a Photoshop file"),
-)
-
-
-def sniff(data: bytes) -> str:
-    """Return what the first bytes look like: ``PNG``, ``HTML``, ``text``, ..., or an empty string."""
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp":
-        return "HEIC, AVIF or video"
-    return _sniff_text(data[:512])
-
-
-def _sniff_text(head: bytes) -> str:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if b"<svg" in start:
-        return "SVG"
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "HTML"
-    if start.startswith(b"<?xml"):
-        return "XML"
-    is_text = all(byte in b"\t\r\n" or byte >= 32 for byte in head) and b"\x7f" not in head
-    return "text" if is_text and head.decode("utf-8", "ignore") else ""
-
-
-def _unidentified(kind: str) -> RejectedImage:
-    if kind in FORMATS:
-        return RejectedImage("E_CORRUPT", f"the file starts like {kind}, but its header cannot be read")
-    looks = f"; it starts like {kind}" if kind else ""
-    return RejectedImage("E_NOT_IMAGE", f"this is no image of a known format ({', '.join(FORMATS)}){looks}")
-
-
-def _damaged(kind: str, error: Exception) -> RejectedImage:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "truncated" in text.lower() or isinstance(error, EOFError):
-        return RejectedImage("E_TRUNCATED", f"the {kind or 'image'} file ends early: {text}")
-    return RejectedImage("E_CORRUPT", f"the {kind or 'image'} file is damaged: {text}")
-
-
-# ---- checks that Pillow does not make --------------------------------------------------------------------------------
-
-
-def _check_png(data: bytes) -> None:
-    """Walk the chunks up to IEND: Pillow skips the checksum of the pixels."""
-    position = 8
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise RejectedImage("E_CORRUPT", "the PNG file is damaged: a checksum does not match")
-        if data[position + 4 : position + 8] == b"IEND":
-            return
-        position = end + 4
-    raise _cut_short("PNG")
-
-
-def _check_webp(data: bytes) -> None:
-    if len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
-        raise _cut_short("WEBP")
-
-
-def _check_gif(data: bytes) -> None:
-    """Walk the blocks up to the trailer: Pillow would show the first frame of a file cut in the second."""
-    position = 13 + _palette_bytes(data, 10)
-    while position < len(data):
-        marker = data[position]
-        if marker == 0x3B:
-            return
-        if marker == 0x2C:  # an image: descriptor, local palette, code size, sub-blocks
-            position = _skip_sub_blocks(data, position + 11 + _palette_bytes(data, position + 9))
-        elif marker == 0x21:  # an extension: label, sub-blocks
-            position = _skip_sub_blocks(data, position + 2)
-        else:
-            position += 1  # stray bytes between blocks, which decoders skip
-    raise _cut_short("GIF")
-
-
-def _cut_short(kind: str) -> RejectedImage:
-    return RejectedImage("E_TRUNCATED", f"the {kind} file ends before its end marker")
-
-
-def _palette_bytes(data: bytes, flags_at: int) -> int:
-    if flags_at >= len(data):
-        return 0
-    flags = data[flags_at]
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _skip_sub_blocks(data: bytes, position: int) -> int:
-    while position < len(data) and data[position]:
-        position += data[position] + 1
-    return position + 1
-
-
-# Pillow itself notices a cut JPEG, BMP and TIFF
-_CHECKS = {"PNG": _check_png, "WEBP": _check_webp, "GIF": _check_gif}

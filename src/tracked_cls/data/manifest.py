@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls.config import DataConfig
 from tracked_cls.data.sources import SPLITS
-from tracked_cls.errors import UserError
+from tracked_cls.errors import UserError, did_you_mean
 
-Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.integer[Any]]  # int64 [N], or uint8 [N,K] of 0 and 1 where an image has any number of labels
 Splits = npt.NDArray[np.uint8]
 Keys = npt.NDArray[np.uint64]
+Weights = npt.NDArray[np.float32]
 
-_COLUMNS = ("id", "sha256", "path")
+_NUMERIC = ("labels", "splits", "keys", "weights")
+_TEXT = ("id", "sha256", "path", "group")
+_FEWEST_DIGITS = 4  # of an id, to tell an image by its beginning
+_COMPARED = 10_000  # paths that a misspelt one is compared with
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """N samples in a fixed order: labels, splits (index into `SPLITS`) and keys, which drive the augmentation.
+    """N samples in a fixed order: labels, splits (index into `SPLITS`), weights, and keys, which drive the augmentation.
 
-    `digest` names samples, labels, splits and geometry; `content_digest` the decoded pixels and class names only, so that
-    a folder and an IDX file of the same images agree. The text columns are read when first asked for.
+    `digest` names samples, labels, splits and geometry, and weights and groups where there are any; `content_digest` the
+    decoded pixels and class names only, so that a folder and an IDX file of the same images agree. The text columns are
+    read when first asked for.
     """
 
     name: str
@@ -40,10 +45,16 @@ class Manifest:
     labels: Labels
     splits: Splits
     keys: Keys
+    weights: Weights
     read_text: Callable[[], Mapping[str, Sequence[str]]]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.labels.ndim == 2
 
     @cached_property
     def _text(self) -> Mapping[str, Sequence[str]]:
@@ -64,15 +75,53 @@ class Manifest:
         """Path of each sample, relative to the root of its source."""
         return self._text["path"]
 
-    def indices(self, split: str) -> Labels:
+    @property
+    def groups(self) -> Sequence[str]:
+        """What must stay in one split with others of the same name; empty for a sample that stands alone."""
+        return self._text["group"]
+
+    def indices(self, split: str) -> Indices:
         """Return the positions of a split's samples, ascending."""
-        return np.flatnonzero(np.asarray(self.splits) == _code(split)).astype(np.int64)
+        return np.flatnonzero(np.asarray(self.splits) == code_of(split)).astype(np.int64)
+
+    def num_of(self, split: str) -> int:
+        """Return the number of a split's samples."""
+        return int(np.count_nonzero(np.asarray(self.splits) == code_of(split)))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return split -> class -> number of images."""
-        table = np.zeros((len(SPLITS), len(self.classes)), np.int64)
-        np.add.at(table, (np.asarray(self.splits), np.asarray(self.labels)), 1)
-        return {split: dict(zip(self.classes, row.tolist(), strict=True)) for split, row in zip(SPLITS, table, strict=True)}
+        """Return split -> class -> number of images; with several labels an image counts for each of them."""
+        rows = [class_counts(np.asarray(self.labels)[self.indices(split)], len(self.classes)) for split in SPLITS]
+        return {split: dict(zip(self.classes, row.tolist(), strict=True)) for split, row in zip(SPLITS, rows, strict=True)}
+
+    def names_of(self, index: int) -> list[str]:
+        """Return the class names of a sample: one, or any number with several labels."""
+        labels = np.asarray(self.labels[index])
+        return [self.classes[label] for label in (np.flatnonzero(labels) if labels.ndim else [labels])]
+
+    def strata(self) -> Indices:
+        """Return what a stratified draw divides by: see `strata_of`."""
+        return strata_of(np.asarray(self.labels))
+
+    def with_splits(self, splits: Splits) -> Manifest:
+        """Return the same samples divided otherwise, under a digest of its own."""
+        return replace(self, splits=splits, digest=_digest([self.digest, splits.tolist()]))
+
+
+def class_counts(labels: Labels, num_classes: int) -> Indices:
+    """Return the images of each class [K]."""
+    if labels.ndim == 2:
+        return np.asarray(labels.sum(axis=0), np.int64)
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)
+
+
+def strata_of(labels: Labels) -> Indices:
+    """Return the label of each sample [N]; with several labels its rarest one, the number of classes where it has none."""
+    if labels.ndim == 1:
+        return labels.astype(np.int64)
+    num_classes = labels.shape[1]
+    by_rarity = np.argsort(class_counts(labels, num_classes), kind="stable")
+    rarest = by_rarity[np.argmax(labels[:, by_rarity], axis=1)]
+    return np.asarray(np.where(labels.any(axis=1), rarest, num_classes), np.int64)
 
 
 def make_manifest(
@@ -85,22 +134,43 @@ def make_manifest(
     sha256: Sequence[str],
     pixel_digests: Sequence[str],
     geometry: Mapping[str, Any],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Manifest:
-    """Return the manifest of samples in the order given; `pixel_digests` are those of the decoded images."""
+    """Return the manifest of samples in the order given; `pixel_digests` are those of the decoded images.
+
+    Weights default to 1, groups to none (an empty name).
+    """
     ids = _ids(pixel_digests)
-    named = sorted({f"{digest} {classes[label]}" for digest, label in zip(pixel_digests, labels.tolist(), strict=True)})
-    parts = [ids, list(classes), labels.tolist(), splits.tolist(), dict(geometry)]
-    text = {"id": ids, "sha256": list(sha256), "path": list(paths)}
+    own_weights = np.ones(len(ids), np.float32) if weights is None else np.asarray(weights, np.float32)
+    own_groups = list(groups or [""] * len(ids))
+    parts: list[Any] = [ids, list(classes), labels.tolist(), splits.tolist(), dict(geometry)]
+    # only where there are any, so that a set without them keeps the digest it always had
+    parts += [{"weights": own_weights.tolist()}] if (own_weights != 1).any() else []
+    parts += [{"groups": own_groups}] if any(own_groups) else []
+    text = {"id": ids, "sha256": list(sha256), "path": list(paths), "group": own_groups}
     return Manifest(
         name=name,
         digest=_digest(parts),
-        content_digest=_digest(named),
+        content_digest=_digest(sorted(set(_named(pixel_digests, labels, classes)))),
         classes=tuple(classes),
         labels=labels,
         splits=splits,
         keys=np.array([_key(sample) for sample in ids], np.uint64),
+        weights=own_weights,
         read_text=lambda: text,
     )
+
+
+def _named(pixel_digests: Sequence[str], labels: Labels, classes: Sequence[str]) -> Iterator[str]:
+    """Yield each image's pixels with its class name, or with a JSON list of the names where there may be several."""
+    for digest, label in zip(pixel_digests, labels, strict=True):
+        names = (
+            classes[int(label)]
+            if labels.ndim == 1
+            else json.dumps(sorted(classes[index] for index in np.flatnonzero(label).tolist()))
+        )
+        yield f"{digest} {names}"
 
 
 def _ids(pixel_digests: Sequence[str]) -> list[str]:
@@ -120,7 +190,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _code(split: str) -> int:
+def code_of(split: str) -> int:
+    """Return the number of a split; an unknown name is a `UserError`."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     return SPLITS.index(split)
@@ -134,49 +205,47 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
     import pyarrow  # half a second to import, and only those who write or read text need it
     import pyarrow.parquet
 
-    for name, column in (("labels", manifest.labels), ("splits", manifest.splits), ("keys", manifest.keys)):
-        np.save(folder / f"{name}.npy", column, allow_pickle=False)
-    table = pyarrow.table({name: list(manifest._text[name]) for name in _COLUMNS})
+    for name in _NUMERIC:
+        np.save(folder / f"{name}.npy", getattr(manifest, name), allow_pickle=False)
+    table = pyarrow.table({name: list(manifest._text[name]) for name in _TEXT})
     pyarrow.parquet.write_table(table, folder / "manifest.parquet")
 
 
 def load_manifest(folder: Path, *, name: str, classes: Sequence[str], digest: str, content_digest: str) -> Manifest:
     """Return the manifest in a folder, its numeric columns memory-mapped."""
-    labels, splits, keys = (
-        np.load(folder / f"{column}.npy", mmap_mode="r", allow_pickle=False) for column in ("labels", "splits", "keys")
-    )
-    return Manifest(name, digest, content_digest, tuple(classes), labels, splits, keys, lambda: _read_text(folder))
+    numeric = {column: np.load(folder / f"{column}.npy", mmap_mode="r", allow_pickle=False) for column in _NUMERIC}
+    return Manifest(name, digest, content_digest, tuple(classes), **numeric, read_text=lambda: _read_text(folder))
 
 
 def _read_text(folder: Path) -> Mapping[str, Sequence[str]]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(folder / "manifest.parquet", columns=list(_COLUMNS))
-    return {name: table.column(name).to_pylist() for name in _COLUMNS}
+    table = pyarrow.parquet.read_table(folder / "manifest.parquet", columns=list(_TEXT))
+    return {name: table.column(name).to_pylist() for name in _TEXT}
 
 
-# ---- splits ----------------------------------------------------------------------------------------------------------
+# ---- one sample ------------------------------------------------------------------------------------------------------
 
 
-def assign_splits(labels: Labels, given: Sequence[str | None], cfg: DataConfig, classes: Sequence[str]) -> Splits:
-    """Return the split of every sample: given ones are kept, a missing val or test is drawn from train.
+def find_sample(manifest: Manifest, text: str) -> int:
+    """Return the position of the sample that a user names by path, id, number, or the beginning of its id.
 
-    Test takes `cfg.test_fraction` of each class, val then `cfg.val_fraction` of what is left, each at least one image and
-    train too. Drawn per class from `cfg.split_seed`, so that one class's images move no other's. A class with too few
-    images is a `UserError`.
+    Raises `UserError` with a near match for what is not there, and with some candidates for what is ambiguous.
     """
-    splits = np.array([_code(split or "train") for split in given], np.uint8)
-    missing = [(split, fraction) for split, fraction in (("test", cfg.test_fraction), ("val", cfg.val_fraction))
-               if _code(split) not in splits]  # fmt: skip
-    for label, name in enumerate(classes):
-        pool = np.flatnonzero((labels == label) & (splits == _code("train")))
-        if len(pool) < 1 + len(missing):
-            needed = ", ".join(["train", *(split for split, _ in reversed(missing))])
-            raise UserError(f"class {name!r} has {len(pool)} usable images for {needed}; it needs at least {1 + len(missing)}")
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence((cfg.split_seed, label))))
-        pool = random.permutation(pool)
-        for still_missing, (split, fraction) in zip(range(len(missing), 0, -1), missing, strict=True):
-            count = min(max(1, round(fraction * len(pool))), len(pool) - still_missing)
-            splits[pool[:count]] = _code(split)
-            pool = pool[count:]
-    return splits
+    for column in (manifest.paths, manifest.ids):
+        if text in column:
+            return column.index(text)
+    if text.isdecimal() and int(text) < len(manifest):
+        return int(text)
+    starting = (
+        [index for index, name in enumerate(manifest.ids) if name.startswith(text)] if len(text) >= _FEWEST_DIGITS else []
+    )
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        some = ", ".join(f"{manifest.ids[index]} ({manifest.paths[index]})" for index in starting[:3])
+        raise UserError(f"sample: {len(starting)} images have an id that starts with {text!r}: {some}; give more of it")
+    if text.isdecimal() and len(text) < len(manifest.ids[0]):
+        raise UserError(f"sample: there is no image {text}; {manifest.name} has the numbers 0 to {len(manifest) - 1}")
+    near = did_you_mean(text, manifest.paths[:_COMPARED])
+    raise UserError(f"sample: no image of {manifest.name} has the path or id {text!r}{near}")

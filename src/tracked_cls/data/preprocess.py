@@ -44,7 +44,9 @@ class Geometry:
         lookup(self.interpolation, _FILTERS, "data.interpolation")
 
     def apply(self, pixels: Pixels) -> Pixels:
-        """Return uint8 [H,W,C], C 1 or 3, as uint8 [S,S,channels]."""
+        """Return uint8 [H,W,C], C 1 or 3, as uint8 [S,S,channels]; of frames [T,H,W,C] each is treated alike."""
+        if pixels.ndim == 4:
+            return np.stack([self.apply(frame) for frame in pixels])
         converted = _to_grey(pixels) if self.channels < pixels.shape[2] else pixels
         if converted.shape[:2] != (self.image_size, self.image_size):
             converted = _FITS[self.fit](converted, self.image_size, _FILTERS[self.interpolation])
@@ -92,11 +94,15 @@ _FITS = {"crop": _crop, "pad": _pad, "stretch": _stretch}
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Geometry, then one mean and one standard deviation per channel, on the scale 0 to 1."""
+    """Geometry, then one mean and one standard deviation per channel, on the scale 0 to 1.
+
+    `frames`: how many frames make one input; None for single images.
+    """
 
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         channels = self.geometry.channels
@@ -104,10 +110,10 @@ class Preprocess:
             raise UserError(f"mean and std need {channels} values each, std above 0; got {self.mean} and {self.std}")
 
     def normalise(self, batch: Pixels) -> npt.NDArray[np.float32]:
-        """Return uint8 [B,S,S,C] as float32 [B,C,S,S]: (x / 255 - mean) / std."""
+        """Return uint8 [B,S,S,C] as float32 [B,C,S,S], frames [B,T,S,S,C] as [B,T,C,S,S]: (x / 255 - mean) / std."""
         scaled = batch.astype(np.float32) / np.float32(255)
         normal = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(np.moveaxis(normal, -1, -3))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values that `from_dict` reads back."""
@@ -119,17 +125,19 @@ class Preprocess:
             "interpolation": geometry.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            "frames": self.frames,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """Return what `to_dict` wrote; an unknown, missing or malformed value is a `UserError`."""
         known = {"image_size", "channels", "fit", "interpolation", "mean", "std"}
-        if set(values) != known:
-            unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+        unknown, missing = sorted(set(values) - known - {"frames"}), sorted(known - set(values))
+        if unknown or missing:
             raise UserError(f"the description of the preprocessing has unknown keys {unknown} and lacks {missing}")
         try:
             geometry = Geometry(int(values["image_size"]), int(values["channels"]), values["fit"], values["interpolation"])
-            return cls(geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
+            frames = None if values.get("frames") is None else int(values["frames"])
+            return cls(geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])), frames)
         except (TypeError, ValueError) as error:
             raise UserError(f"the description of the preprocessing is malformed: {error}") from None

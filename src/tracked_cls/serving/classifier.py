@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ..data.decode import as_array, decode
+from ..data.decode import as_array, decode, decode_frames, frames_of
 from ..data.preprocess import Preprocess
 from ..errors import UserError
 
@@ -47,18 +47,50 @@ class Classifier:
             raise UserError(f"{onnx}: not a sound ONNX model: {str(error).splitlines()[0]}") from None
         return cls(tuple(meta["classes"]), Preprocess.from_dict(meta["preprocess"]), session, meta)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return bool(self.meta.get("multi_label", False))
+
+    def read(self, image: bytes | Pixels) -> Pixels:
+        """Return an encoded (bytes) or decoded (array) image as uint8 [H,W,C], a clip as [T,H,W,C] of the model's T."""
+        frames = self.preprocess.frames
+        if isinstance(image, bytes):
+            return decode(image) if frames is None else decode_frames(image, frames)
+        return as_array(image) if frames is None else frames_of([as_array(frame) for frame in image], frames)
+
     def probabilities(self, images: Sequence[Pixels]) -> npt.NDArray[np.float64]:
-        """Return probabilities [B,K] (rows sum to 1) of decoded images uint8 [H,W,C], of any sizes."""
+        """Return probabilities [B,K] of images as `read` gives them, of any sizes."""
         return self.probabilities_of(np.stack([self.preprocess.geometry.apply(image) for image in images]))
 
     def probabilities_of(self, batch: Pixels) -> npt.NDArray[np.float64]:
-        """Return probabilities [B,K] of images that have the model's size already, uint8 [B,S,S,C]."""
+        """Return probabilities [B,K] of images that have the model's size already, uint8 [B,S,S,C] or [B,T,S,S,C]."""
+        return self.activate(self.logits_of(batch))
+
+    def logits_of(self, batch: Pixels) -> npt.NDArray[np.float32]:
+        """Return logits [B,K] of images that have the model's size already."""
         (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: self.preprocess.normalise(batch)})
-        return softmax(logits)
+        return np.asarray(logits, np.float32)
+
+    def activate(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Return probabilities [B,K]: rows sum to 1, or, with several labels, each class has its own."""
+        return sigmoid(logits) if self.multi_label else softmax(logits)
+
+    def label(self, probabilities: npt.NDArray[np.float64]) -> str:
+        """Return the name of the likeliest class for a row [K]; with several labels, all above one half, joined."""
+        if not self.multi_label:
+            return self.classes[int(probabilities.argmax())]
+        chosen = [name for name, value in zip(self.classes, probabilities, strict=True) if value > 0.5]
+        return str(self.meta["label_separator"]).join(chosen)
 
     def classify(self, images: Iterable[bytes | Pixels]) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K] of encoded (bytes) or decoded (array) images."""
-        return self.probabilities([decode(image) if isinstance(image, bytes) else as_array(image) for image in images])
+        return self.probabilities([self.read(image) for image in images])
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return a probability for each logit, in double precision."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))))
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -20,7 +20,14 @@ from tracked_cls.serving.pyfunc import COLUMN
 MODEL_NAME = "model"
 ONNX, WEIGHTS, META = "model.onnx", "weights.safetensors", "meta.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAVELLING = ("errors.py", "data/decode.py", "data/preprocess.py", "serving/classifier.py", "serving/pyfunc.py")
+_TRAVELLING = (
+    "errors.py",
+    "data/signature.py",
+    "data/decode.py",
+    "data/preprocess.py",
+    "serving/classifier.py",
+    "serving/pyfunc.py",
+)
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 

@@ -36,7 +36,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         order = np.argsort(-row, kind="stable")[:top_k]
         names = self.classifier.classes
         return {
-            "label": names[order[0]],
+            "label": self.classifier.label(row),
             "probability": float(row[order[0]]),
             "probabilities": {names[index]: float(row[index]) for index in order},
         }

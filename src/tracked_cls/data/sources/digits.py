@@ -14,7 +14,7 @@ from tracked_cls.data.sources.base import Arrays, ArraySource, Sample, digest
 def scan_digits(cfg: DataConfig, root: Path | None) -> ArraySource:
     """Return the digits; their fingerprint is the version of scikit-learn."""
     version = importlib.metadata.version("scikit-learn")
-    return ArraySource(cfg.label, digest(("digits", version)), _load_digits)
+    return ArraySource(cfg.label, digest(("digits", version)), _load_digits, group_pattern=cfg.group_pattern)
 
 
 def _load_digits() -> Arrays:
@@ -23,6 +23,6 @@ def _load_digits() -> Arrays:
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)
     return {
-        Sample(f"digits/{index:04d}", str(label), None): image
+        Sample(f"digits/{index:04d}", (str(label),)): image
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True))
     }

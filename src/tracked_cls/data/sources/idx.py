@@ -27,7 +27,7 @@ def scan_idx(cfg: DataConfig, root: Path | None) -> ArraySource:
         raise UserError(f"data.root: {str(root)!r} is no folder; give the folder that holds train-images-idx3-ubyte[.gz]")
     pairs = _find_idx(root)
     files = [path for pair in pairs.values() for path in pair]
-    return ArraySource(cfg.label, digest_of_files(files), lambda: _load_idx(pairs))
+    return ArraySource(cfg.label, digest_of_files(files), lambda: _load_idx(pairs), group_pattern=cfg.group_pattern)
 
 
 def _find_idx(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -66,7 +66,7 @@ def _load_idx(pairs: Mapping[str, tuple[Path, Path]]) -> Arrays:
         if len(images) != len(labels):
             raise UserError(f"{images_file}: {len(images)} images, but {labels_file.name} has {len(labels)} labels")
         for index, label in enumerate(labels.tolist()):
-            arrays[Sample(f"{prefix}/{index:05d}", str(label), _IDX_SPLITS[prefix])] = images[index]
+            arrays[Sample(f"{prefix}/{index:05d}", (str(label),), _IDX_SPLITS[prefix])] = images[index]
     return arrays
 
 

@@ -66,7 +66,7 @@ class _VisionArrays(Mapping[Sample, Pixels]):
             names = _class_names_of(dataset)
             for index, label in enumerate(_labels_of(dataset)):
                 shown = names[label] if label < len(names) else str(label)
-                sample = Sample(f"{name}/{split or 'all'}/{index:06d}", shown, split)
+                sample = Sample(f"{name}/{split or 'all'}/{index:06d}", (shown,), split)
                 self._place[sample] = (dataset, index)
 
     def __getitem__(self, sample: Sample) -> Pixels:
@@ -96,7 +96,11 @@ def scan_torchvision(cfg: DataConfig, root: Path | None) -> ArraySource:
     fetched = None if marker.exists() else _load_vision_set(name, root, cfg.download)
     files = [path for path in marker.rglob("*") if path.is_file()] if marker.is_dir() else [marker]
     fingerprint = digest((name, digest_of_files(path for path in files if path.exists())))
-    return ArraySource(name, fingerprint, lambda: fetched or _load_vision_set(name, root, cfg.download))
+
+    def load() -> Arrays:
+        return fetched or _load_vision_set(name, root, cfg.download)
+
+    return ArraySource(name, fingerprint, load, group_pattern=cfg.group_pattern)
 
 
 def _load_vision_set(name: str, root: Path, download: bool) -> Arrays:
