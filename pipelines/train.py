@@ -8,17 +8,16 @@ from tracked_cls.console import say
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train one model and say what it reached and where it is."""
+    """Train one model, or one per fold, and say what was reached and where it is."""
     cfg = load(TrainConfig, argv)
-    from tracked_cls import experiment, tracking  # seconds of imports, after the arguments were checked
+    from tracked_cls import pipeline, tracking  # seconds of imports, after the arguments were checked
 
     with tracking.open_tracker(cfg.tracking) as tracker:
-        outcome = experiment.run(cfg, tracker)
-    for line in experiment.lines(outcome):
+        ended = pipeline.train(cfg, tracker)
+    for line in ended.lines:
         say(line)
     say(where_to_look(cfg.tracking))
-    model = f"runs:/{outcome.run_id}{same_store(cfg.tracking)}"
-    say(f"next:  mlflow run . -e predict --env-manager local -P input=FOLDER -P model={model}")
+    say(f"next:  {ended.next_command}{same_store(cfg.tracking)}")
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ def make_feed(prepared, transforms=None, **loader) -> Feed:
     return Feed.create(prepared, CPU, TransformsConfig.model_validate(options), LoaderConfig.model_validate(loader))
 
 
-def train_and_val(prepared, cfg=None):
+def train_and_val(prepared, cfg=None, compute=CPU):
     """Return both splits on the CPU, with the transforms and the loader of a configuration."""
-    feed = Feed.create(prepared, CPU, cfg.transforms, cfg.loader) if cfg else make_feed(prepared)
+    feed = Feed.create(prepared, compute, cfg.transforms, cfg.loader) if cfg else make_feed(prepared)
     return open_split(feed, "train"), open_split(feed, "val")
 
 

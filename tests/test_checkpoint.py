@@ -12,10 +12,10 @@ from learning_data import CPU, one_thread  # noqa: F401 - applies by being here
 
 from tracked_cls import checkpoint, weights
 from tracked_cls.checkpoint import Attempt, open_attempt
-from tracked_cls.config import TrainConfig
+from tracked_cls.config import CheckpointConfig, TrainConfig
 from tracked_cls.errors import UserError
 from tracked_cls.models import Shape
-from tracked_cls.training import TrainState
+from tracked_cls.state import TrainState
 
 
 def make_state(seed=0, **options):
@@ -36,13 +36,13 @@ def attempt(tmp_path):
     return Attempt(tmp_path)
 
 
-def save_at(state, attempt, epoch, batch=0, score=None):
+def save_at(state, attempt, epoch, batch=0, score=None, **policy):
     """Save a state whose weights tell where it was saved."""
     state.epoch, state.batch = epoch, batch
     state.model.head[1].bias.data.fill_(100 * epoch + batch)
     if score is not None:
         state.record_score(score, 1.0, 0.0)
-    checkpoint.save(state, attempt)
+    checkpoint.save(state, attempt, CheckpointConfig(**policy))
 
 
 def where(state):
@@ -102,6 +102,46 @@ def test_the_last_two_and_the_best_stay(attempt):
     save_at(state, attempt, 5, 4)
     assert files(attempt) == ["000002-00000000.pt", "000005-00000000.pt", "000005-00000004.pt"]
     assert sorted(path.stem for path in attempt.folder.glob("*.sha256")) == [name[:-3] for name in files(attempt)]
+
+
+SCORES = [0.1, 0.9, 0.3, 0.8, 0.5, 0.7, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        pytest.param({}, [2, 6, 7], id="the last two and the best"),
+        pytest.param({"keep": 1}, [2, 7], id="last and best"),
+        pytest.param({"keep": 4}, [2, 4, 5, 6, 7], id="keep 4"),
+        pytest.param({"keep": 1, "keep_best": 3}, [2, 4, 6, 7], id="three best"),
+        pytest.param({"keep": 1, "every_epochs": 3}, [2, 3, 6, 7], id="every third"),
+        pytest.param({"keep": 100}, [1, 2, 3, 4, 5, 6, 7], id="all"),
+    ],
+)
+def test_the_policy_says_what_stays(attempt, policy, kept):
+    state = make_state()
+    for epoch, score in enumerate(SCORES, 1):
+        save_at(state, attempt, epoch, score=score, **policy)
+    assert files(attempt) == [f"{epoch:06d}-00000000.pt" for epoch in kept]
+
+
+@pytest.mark.parametrize(("at_end", "kept"), [("best", [2]), ("keep", [2, 6, 7]), ("none", [])])
+def test_what_stays_of_a_finished_run(attempt, at_end, kept):
+    state = make_state()
+    for epoch, score in enumerate(SCORES, 1):
+        save_at(state, attempt, epoch, score=score)
+    checkpoint.conclude(state, attempt, CheckpointConfig(at_end=at_end))
+    assert files(attempt) == [f"{epoch:06d}-00000000.pt" for epoch in kept]
+    assert len(list(attempt.folder.glob("*.sha256"))) == len(kept)
+
+
+def test_the_networks_of_the_best_epochs_are_read_best_first(attempt):
+    state = make_state()
+    for epoch, score in enumerate(SCORES, 1):
+        save_at(state, attempt, epoch, score=score, keep_best=3)
+    found = checkpoint.best_networks(state, attempt, 3)
+    assert {epoch: int(tensors["head.1.bias"][0]) for epoch, tensors in found.items()} == {2: 200, 4: 400, 6: 600}
+    assert list(found) == [2, 4, 6]
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.5, 0.9999])

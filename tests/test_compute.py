@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tracked_cls.compute import make_compute
+from tracked_cls.compute import Compute, deviation, fitting_batch_size, is_out_of_memory, is_precise, make_compute
 from tracked_cls.errors import UserError
 
 
@@ -64,3 +64,111 @@ def test_networks_and_images_are_placed_channels_last():
     placed = compute.place_images(images)
     assert placed.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(placed, images, rtol=0, atol=0)
+
+
+def test_the_plain_layout_is_there_for_those_who_want_it():
+    compute = make_compute("cpu", 1, channels_last=False)
+    assert compute.place(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)).weight.is_contiguous()
+    images = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert compute.place_images(images).is_contiguous()
+
+
+# ---- mixed precision -------------------------------------------------------------------------------------------------
+
+
+class Overflowing(nn.Module):
+    """Multiplies beyond what float16 holds, 65,504, and back again."""
+
+    def __init__(self):
+        super().__init__()
+        self.big, self.small = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        nn.init.constant_(self.big.weight, 30_000.0)
+        nn.init.constant_(self.small.weight, 1e-4)
+
+    def forward(self, images):
+        return self.small(self.big(images))
+
+
+@pytest.mark.parametrize(("half", "precise"), [(torch.bfloat16, True), (torch.float16, False), (None, True)])
+def test_the_self_check_finds_numbers_that_do_not_fit(half, precise):
+    compute = Compute(torch.device("cpu"), 1, fused=False, half=half)
+    network = Overflowing().train()
+    assert is_precise(network, torch.ones(2, 4), compute) is precise
+    assert network.training
+
+
+def test_the_deviation_is_relative_to_the_size_of_the_logits():
+    torch.manual_seed(0)
+    network, images = nn.Linear(64, 10), torch.randn(16, 64)
+    compute = Compute(torch.device("cpu"), 1, fused=False, half=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        rough = network(images).float()
+    exact = network(images).detach()
+    expected = ((rough - exact).pow(2).sum().sqrt() / exact.pow(2).sum().sqrt()).item()
+    assert deviation(network, images, compute) == pytest.approx(expected, rel=1e-5)
+    assert 1e-4 < expected < 0.02
+
+
+def test_a_wrong_format_fails_the_self_check(monkeypatch):
+    network, images = nn.Linear(64, 10), torch.randn(16, 64)
+    compute = Compute(torch.device("cpu"), 1, fused=False, half=torch.bfloat16)
+    broken = nn.Linear(64, 10)
+    answers = iter([network, broken])
+    monkeypatch.setattr(network, "forward", lambda given: next(answers).weight.sum() * given[:, :10] + broken.bias)
+    assert not is_precise(network, images, compute)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=["gpu", "python", "cpu", "other"],
+)
+def test_lack_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_real_lack_of_memory_is_recognised():
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value)
+
+
+class Keeping(nn.Module):
+    """Keeps about so many bytes of each image for the backward pass, in a layer of much larger weights."""
+
+    def __init__(self, megabytes):
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(1, int(megabytes * 262_144)))
+
+    def forward(self, images):
+        return (images.flatten(1)[:, :1] * self.weights).square().sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "memory", "images", "expected"),
+    [
+        pytest.param(1, 2**30 + 2**25, 10**6, 512, id="half of a gigabyte, one megabyte each"),
+        pytest.param(1, 2**30 - 2**20, 10**6, 256, id="a little less"),
+        pytest.param(4, 2**30 + 2**25, 10**6, 128, id="four megabytes each"),
+        pytest.param(1, 2**40, 10**6, 1024, id="as much as one likes"),
+        pytest.param(1, 2**40, 1300, 64, id="at least twenty steps an epoch"),
+        pytest.param(1, 2**20, 10**6, 16, id="never below 16"),
+    ],
+)
+def test_the_largest_batch_that_fits_is_found(monkeypatch, megabytes, memory, images, expected):
+    monkeypatch.setattr("tracked_cls.compute._memory_bytes", lambda device: memory)
+    compute = Compute(torch.device("cpu"), 1, fused=False)
+    network = Keeping(megabytes).train()
+    size = fitting_batch_size(network, lambda count: torch.zeros(count, 3, 8, 8), compute, train_images=images)
+    assert size == expected

@@ -102,3 +102,28 @@ def test_the_page_stays_below_three_megabytes(tmp_path):
     assert "the first 200 are shown" in page
     assert "The first 20 of 25 classes are shown" in page
     assert page.count("<img") > 20
+
+
+def test_a_line_break_in_a_name_is_seen_on_the_page(tmp_path):
+    root = put(tmp_path / "in", {"a": 10, "b": 10})
+    (root / "a" / "torn\npage.png").write_bytes(b"no image")
+    (root / "b" / "鸟.png").write_bytes(b"no image")
+    _, page = read(prepare(tmp_path, root))
+    assert "<code>a/torn\\npage.png</code>" in page
+    assert "<code>b/鸟.png</code>" in page
+
+
+def test_every_change_that_decoding_makes_has_words(tmp_path):
+    from tracked_cls.data import decode
+    from tracked_cls.report import _CHANGES
+
+    with Image.open(put(tmp_path, {"a": 1}) / "a" / "0.png") as image:
+        image.load()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("_is_see_through", "_is_animated"):
+                patch.setattr(decode, name, lambda *_: True)
+            patch.setattr(decode, "_is_16_bit", lambda *_: True)
+            patch.setattr(decode, "_orientation", lambda _: 1)
+            image = image.convert("P")
+            names = decode.changes_of(image, b"")
+    assert set(_CHANGES) == {*names, "wrong_extension"}

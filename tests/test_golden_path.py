@@ -62,7 +62,11 @@ def test_pictures_and_tables_lie_in_the_run(client, trained, tmp_path):
     assert names == {
         "plots/augmented.png",
         "plots/curves.png",
+        "plots/feature_maps.png",
+        "plots/filters.png",
+        "plots/network.png",
         "plots/test_confusion.png",
+        "tables/network.csv",
         "tables/test_confusion.csv",
         "tables/test_per_class.csv",
         "tables/test_metrics.json",

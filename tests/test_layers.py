@@ -10,28 +10,47 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 LAYERS = [
     ["errors", "config", "signals", "console", "provenance", "plugins"],
     [
-        *("data.signature", "data.decode", "data.preprocess", "data.ingest", "data.shards", "data.storage"),
+        *("data.signature", "data.names", "data.decode", "data.preprocess", "data.files", "data.encode", "data.ingest"),
+        *("data.shards", "data.storage"),
         *(
             f"data.sources.{name}"
             for name in (
-                *("patterns", "base", "files", "rows", "places", "readers"),
+                *("patterns", "base", "rows", "places", "readers"),
                 *("digits", "folder", "idx", "vision", "tables", "python", "composite"),
             )
         ),
         *("data.sources", "data.intake", "data.manifest", "data.splits", "data.cache", "data.reuse", "data.exchange"),
-        *("randomness", "compute", "losses"),
-        *(f"transforms.{name}" for name in ("tensors", "batch", "mixing", "steps", "samples", "views")),
-        *("transforms", "transforms.inference", "data.loaders", "models", "weights", "optim", "metrics"),
+        *("randomness", "compute"),
+        *("losses.terms", "losses.class_weights", "losses.distillation", "losses"),
+        *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "steps", "samples", "views")),
+        *("transforms", "transforms.inference", "data.items", "data.feed", "data.loaders"),
+        *(
+            f"models.{name}"
+            for name in (
+                *("shape", "clips", "paths", "arguments", "small_cnn", "stems"),
+                *("torchvision_zoo", "timm_zoo", "names", "sequential", "own"),
+            )
+        ),
+        *("models", "weights", "models.published", "pretrained", "freezing", "averaging"),
+        *("optim.groups", "optim.ranger", "optim.optimizers", "optim.schedules", "optim", "metrics", "suspects"),
     ],
-    ["evaluation", "training", "checkpoint", "plots", "conversion"],
+    [
+        *("profiling", "evaluation", "state", "step", "training", "checkpoint", "anatomy"),
+        *("plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects", "plots", "conversion"),
+    ],
     ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
-    ["report", "inspection", "assembly", "preparation", "assessment", "promotion", "experiment", "prediction", "pipeline"],
+    [
+        *("report", "inspection", "assembly", "preparation", "assessment", "promotion"),
+        *("beginning", "job", "introduction", "release", "experiment", "gallery", "folds", "prediction", "pipeline"),
+    ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
     "mlflow": {"serving.pyfunc", "serving.packaging", "tracking", "registry"},
-    "matplotlib": {"plots"},
-    "torchvision": {"models", "data.sources.vision", "transforms.steps"},
+    "matplotlib": {"plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects"},
+    "torchvision": {"models.torchvision_zoo", "models.published", "data.sources.vision", "transforms.steps"},
+    "timm": {"models.timm_zoo", "models.published", "optim.optimizers", "optim.groups"},
+    "huggingface_hub": {"models.published"},
     "onnxruntime": {"serving.classifier"},
     "sqlite3": {"tracking"},
 }
@@ -56,8 +75,10 @@ def _imports(path):
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
             module = f"{base}{node.module or ''}".rstrip(".")
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            full = [f"{module}.{alias.name}" for alias in node.names]
+            yield from full
+            if not all(name.removeprefix("tracked_cls.") in ORDER for name in full):  # else: modules out of a package
+                yield module
 
 
 def _ours(path):

@@ -71,7 +71,7 @@ def test_mlflow_run_trains_in_the_run_it_opened_and_leaves_everything_with_the_c
     command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", "--env-manager", "local", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "small_cnn (72,666 parameters) on digits: 60 train, 60 val, 60 test images" in done.stdout
+    assert "small_cnn (72,666 parameters) on digits: 60 train, 60 val images of 32x32" in done.stdout
 
     client = MlflowClient(store[1])
     run_id = re.search(r"in run with ID '(\w+)'", done.stderr).group(1)

@@ -13,10 +13,12 @@ from learning_data import CPU, digits, noise, one_thread, shape_of, train_and_va
 from tracked_cls import weights
 from tracked_cls.config import TrainConfig
 from tracked_cls.errors import StopRun
-from tracked_cls.training import EpochResult, Progress, TrainState, fit
+from tracked_cls.state import TrainState
+from tracked_cls.training import EpochResult, Progress, fit
 
 AUGMENTED = {"train": [{"RandomAffine": {"degrees": 15, "translate": [0.1, 0.1]}}, {"RandomErasing": {}}]}
 PIECES = ("model", "optimizer", "schedule", "sums", "position", "rng")
+ALL_PIECES = (*PIECES, "average", "scaler")
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +44,24 @@ def create(cfg, prepared, compute=CPU):
     return TrainState.create(cfg, shape_of(prepared), train_images=len(train), compute=compute)
 
 
-def steps_of(state, cfg, prepared):
-    train, val = train_and_val(prepared, cfg)
+def steps_of(state, cfg, prepared, compute=CPU):
+    train, val = train_and_val(prepared, cfg, compute)
     for step in fit(state, cfg, train=train, val=val):
         if isinstance(step, EpochResult):
             state.record_score(step.val_accuracy, step.val_loss, 0.0)
         yield step
 
 
-def train_on(state, cfg, prepared):
+def train_on(state, cfg, prepared, compute=CPU):
     """Train to the end; return the epochs' results without their clocks."""
-    steps = list(steps_of(state, cfg, prepared))
+    steps = list(steps_of(state, cfg, prepared, compute))
     return [replace(step, seconds=0, images_per_second=0) for step in steps if isinstance(step, EpochResult)]
 
 
-def train_until(state, cfg, prepared, epoch, batch):
+def train_until(state, cfg, prepared, epoch, batch, compute=CPU):
     """Train up to the end of a batch (from 1) of an epoch (from 1); batch 0 is the epoch's own end."""
     wanted = (Progress, epoch, batch) if batch else (EpochResult, epoch, None)
-    for step in steps_of(state, cfg, prepared):
+    for step in steps_of(state, cfg, prepared, compute):
         if (type(step), step.epoch, getattr(step, "batch", None)) == wanted:
             return
     raise AssertionError("never reached")
@@ -130,6 +132,11 @@ def test_a_stopped_training_goes_on_bit_for_bit(small, uninterrupted, tmp_path, 
         pytest.param({"scheduler": "constant", "training": {"bn_images": None}}, id="adamw constant running averages"),
         pytest.param({"model": "mobilenetv3_small", "epochs": 2}, id="mobilenetv3_small"),
         pytest.param({"performance": "exact"}, id="plain optimizer"),
+        pytest.param({"training": {"ema": 0.9}}, id="moving average"),
+        pytest.param({"batch_size": 4, "training": {"accumulate": 3, "clip_norm": 0.1}}, id="accumulation and clipping"),
+        pytest.param({"training": {"precision": "fp16"}}, id="float16 with its scaler"),
+        pytest.param({"training": {"max_steps": 8}}, id="a number of steps"),
+        pytest.param({"freeze": {"layers": ["features.0"], "epochs": 1}}, id="thawed after an epoch"),
         pytest.param({"threads": 2}, id="two threads", marks=pytest.mark.slow),  # slow beside other work
     ],
 )
@@ -139,24 +146,26 @@ def test_every_choice_goes_on_bit_for_bit(request, tmp_path, options):
         name: {"name": value} if isinstance(value, str) and name != "performance" else value for name, value in options.items()
     }
     cfg = config(**options)
-    compute = replace(CPU, fused=cfg.performance == "auto")
+    half = torch.float16 if cfg.training.precision == "fp16" else None
+    compute = replace(CPU, fused=cfg.performance == "auto", half=half)
     request.addfinalizer(lambda: torch.set_num_threads(1))
     torch.set_num_threads(cfg.threads or 1)
     whole = create(cfg, prepared, compute)
-    whole_results = train_on(whole, cfg, prepared)
+    whole_results = train_on(whole, cfg, prepared, compute)
     state = create(cfg, prepared, compute)
-    train_until(state, cfg, prepared, 2, 1)
+    train_until(state, cfg, prepared, 2, 1, compute)
     state_dict = saved(state, tmp_path / "state.pt")
     fresh = create(cfg, prepared, compute)
     fresh.load_state_dict(state_dict)
-    assert train_on(fresh, cfg, prepared) == whole_results[1:]
-    for piece in PIECES:
+    assert train_on(fresh, cfg, prepared, compute) == whole_results[1:]
+    for piece in ALL_PIECES:
         assert same(fresh.state_dict()[piece], whole.state_dict()[piece]), piece
 
 
 def test_every_number_of_the_state_is_saved(small):
     state, fresh = create(config(), small), create(config(), small)
-    plain = [field.name for field in fields(TrainState) if field.name not in ("model", "optimizer", "schedule", "sums")]
+    parts = ("model", "optimizer", "schedule", "scaler", "sums", "average", "frozen")
+    plain = [field.name for field in fields(TrainState) if field.name not in parts]
     for place, name in enumerate(plain):
         setattr(state, name, 100 + place)
     fresh.load_state_dict(state.state_dict())
@@ -317,12 +326,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_as_failed(small, bad):
     with pytest.raises(StopRun) as caught:
         train_on(state, cfg, small)
     assert caught.value.status == "FAILED"
-    assert caught.value.reason == "train_loss became nan in epoch 2 at lr 0.01; lower optimizer.lr"
+    assert caught.value.reason.startswith("train_loss became nan in batch 1 of epoch 2 at lr 0.01 on the samples ")
 
 
 def test_a_rate_far_too_high_stops_the_run_as_failed(small):
     cfg = config(epochs=30, optimizer={"name": "sgd", "lr": 100, "weight_decay": 10}, scheduler={"name": "constant"})
-    with pytest.raises(StopRun, match=r"train_loss became (nan|inf) in epoch \d+ at lr 100; lower optimizer.lr"):
+    with pytest.raises(
+        StopRun, match=r"train_loss became (nan|inf) in batch \d of epoch \d+ at lr 100 on the samples .*; lower optimizer.lr"
+    ):
         train_on(create(cfg, small), cfg, small)
 
 

@@ -99,9 +99,9 @@ def write_report(report: EvalReport, folder: Path, split: str) -> None:
         plots.confusion(report.confusion, report.classes, folder / "plots" / f"{split}_confusion.png")
         header = ["true \\ predicted", *report.classes]
         rows = [[name, *counts] for name, counts in zip(report.classes, report.confusion.tolist(), strict=True)]
-        _write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
+        write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
     columns = list(report.per_class[0])
-    _write_csv(folder / "tables" / f"{split}_per_class.csv", columns, [list(row.values()) for row in report.per_class])
+    write_csv(folder / "tables" / f"{split}_per_class.csv", columns, [list(row.values()) for row in report.per_class])
     (folder / "tables" / f"{split}_metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
 
 
@@ -132,7 +132,7 @@ def _prepared_for(meta: Mapping[str, Any], geometry: Geometry, cfg: EvaluateConf
     """
     source = preparation.scan_input(cfg.data, cfg.tracking)
     found = preparation.find(cfg.data, workspace(cfg.tracking) / cfg.data.store, source)
-    _require_same_classes(found.manifest.classes if found else source.class_names, meta, address, cfg.data.label)
+    require_same_classes(found.manifest.classes if found else source.class_names, meta, address, cfg.data.label)
     if found is not None and found.preprocess.geometry == geometry:
         return found
     say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images")
@@ -157,7 +157,8 @@ def _require_same_task(cfg: EvaluateConfig, preprocess: Preprocess, meta: Mappin
         raise UserError(f"{address} gives {several} to an image; set data.multi_label={str(multi_label).lower()}")
 
 
-def _require_same_classes(classes: Sequence[str], meta: Mapping[str, Any], address: str, data: str) -> None:
+def require_same_classes(classes: Sequence[str], meta: Mapping[str, Any], address: str, data: str) -> None:
+    """Raise `UserError` where a model was trained for other classes than the data have."""
     theirs, ours = list(meta["classes"]), list(classes)
     if theirs != ours:
         missing, strange = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
@@ -171,7 +172,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)

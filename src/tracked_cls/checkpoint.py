@@ -10,17 +10,19 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
+from torch import Tensor
 
+from tracked_cls.config import CheckpointConfig
 from tracked_cls.console import say
 from tracked_cls.errors import UserError
-from tracked_cls.training import TrainState
+from tracked_cls.state import TrainState
 
 _RUN, _ENDED = "run.json", "ENDED"
 
@@ -39,11 +41,11 @@ class Attempt:
 
     def adopt(self, run_id: str) -> None:
         """Remember the MLflow run of this attempt."""
-        _write(self.folder / _RUN, json.dumps({"run_id": run_id}).encode())
+        write(self.folder / _RUN, json.dumps({"run_id": run_id}).encode())
 
     def end(self, status: str) -> None:
         """Mark the attempt as ended: no later start continues it."""
-        _write(self.folder / _ENDED, status.encode())
+        write(self.folder / _ENDED, status.encode())
 
     @property
     def has_ended(self) -> bool:
@@ -76,15 +78,15 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
             fcntl.flock(lock, fcntl.LOCK_UN)  # a forked loader worker that is still ending holds a copy of the open file
 
 
-def save(state: TrainState, attempt: Attempt) -> None:
-    """Write a checkpoint; the last two and the best epoch's stay."""
+def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = None) -> None:
+    """Write a checkpoint; the newest, the best epochs' and every so-many-th stay, as the policy says."""
     path = attempt.folder / _name(state.epoch, state.batch)
     temporary = path.with_name(f".tmp-{path.name}")
     torch.save(state.state_dict(), temporary)
     digest = _sha256(temporary)
-    _write(path.with_suffix(".sha256"), digest.encode())
+    write(path.with_suffix(".sha256"), digest.encode())
     _publish(temporary, path)
-    _sweep(state, attempt)
+    _sweep(state, attempt, policy or CheckpointConfig())
 
 
 def restore(state: TrainState, attempt: Attempt) -> bool:
@@ -99,10 +101,32 @@ def restore(state: TrainState, attempt: Attempt) -> bool:
 
 def load_best(state: TrainState, attempt: Attempt) -> None:
     """Load the weights of the best epoch into the network of `state`; raises `UserError` where they are damaged."""
-    path = attempt.folder / _name(state.best_epoch, 0)
+    state.load_network(_read(attempt, state.best_epoch))
+
+
+def best_networks(state: TrainState, attempt: Attempt, count: int) -> dict[int, dict[str, Tensor]]:
+    """Return epoch -> tensors of the network that was validated, for up to `count` best epochs, the best first."""
+    found = {}
+    for _, _, epoch in state.ranking[:count]:
+        state.load_network(_read(attempt, epoch))
+        found[epoch] = {name: tensor.detach().clone() for name, tensor in state.network.state_dict().items()}
+    return found
+
+
+def conclude(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> None:
+    """Delete what a finished run needs no more, as ``checkpoint.at_end`` says."""
+    if policy.at_end == "keep":
+        return
+    kept = _best(state, attempt, policy) if policy.at_end == "best" else set()
+    _delete(path for path in _checkpoints(attempt) if path not in kept)
+
+
+def _read(attempt: Attempt, epoch: int) -> dict[str, Any]:
+    path = attempt.folder / _name(epoch, 0)
     if not path.exists() or not _is_sound(path):
         raise UserError(f"checkpoint {path} of the best epoch is missing or damaged; train again with resume=never")
-    state.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _name(epoch: int, batch: int) -> str:
@@ -113,15 +137,24 @@ def _checkpoints(attempt: Attempt) -> list[Path]:
     return sorted(attempt.folder.glob("[0-9]*-[0-9]*.pt"))
 
 
-def _sweep(state: TrainState, attempt: Attempt) -> None:
+def _sweep(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> None:
     """Delete checkpoints that nothing will read again."""
     current = attempt.folder / _name(state.epoch, state.batch)
     past = [path for path in _checkpoints(attempt) if path <= current]  # a later one was damaged
-    kept = {*past[-2:], attempt.folder / _name(state.best_epoch, 0)}
-    for path in _checkpoints(attempt):
-        if path not in kept:
-            path.unlink()
-            path.with_suffix(".sha256").unlink(missing_ok=True)
+    kept = {*past[-policy.keep :], *_best(state, attempt, policy)}
+    if policy.every_epochs is not None:
+        kept |= {attempt.folder / _name(epoch, 0) for epoch in range(0, state.epoch + 1, policy.every_epochs)}
+    _delete(path for path in _checkpoints(attempt) if path not in kept)
+
+
+def _best(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> set[Path]:
+    return {attempt.folder / _name(epoch, 0) for _, _, epoch in state.ranking[: policy.keep_best]}
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+        path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def _is_sound(path: Path) -> bool:
@@ -134,7 +167,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Replace a small file so that it is never seen half-written."""
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.write_bytes(content)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tracked_cls import freezing
+from tracked_cls.compute import is_out_of_memory, release_memory
 from tracked_cls.data.loaders import Batch
 from tracked_cls.errors import UserError
 
@@ -116,17 +118,34 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> Scores:
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(batch.images).float().cpu()
+    logits = _in_halves(model, batch.images).float().cpu()
     return logits if batch.views == 1 else logits.reshape(-1, batch.views, logits.shape[1]).mean(dim=1)
+
+
+def _in_halves(model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits, of half the images at a time where memory does not suffice for all."""
+    try:
+        logits: Tensor = model(images)
+        return logits
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(images) == 1:
+            raise
+    release_memory(images.device)
+    return torch.cat([_in_halves(model, half) for half in torch.tensor_split(images, 2)])
 
 
 def refresh_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Take BatchNorm's statistics anew, as the plain mean over some training images.
 
     The running averages lag behind weights that still move fast, which leaves short trainings near chance in evaluation.
-    Training itself never reads them. Source: Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, section 3.
+    Training itself never reads them. Frozen layers keep theirs.
+    Source: Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, section 3.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and not freezing.is_held(module)
+    ]
     if not norms:
         return
     momenta, modes = [norm.momentum for norm in norms], [(module, module.training) for module in model.modules()]

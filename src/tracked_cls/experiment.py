@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tracked_cls import assessment, checkpoint, conversion, models, plots, preparation, promotion, signals, training, weights
-from tracked_cls.checkpoint import Attempt
-from tracked_cls.compute import Compute, make_compute
-from tracked_cls.config import TrainConfig, TransformsConfig, workspace
+import numpy as np
+import numpy.typing as npt
+
+from tracked_cls import assessment, checkpoint, evaluation, introduction, plots, release, signals, training
+from tracked_cls.averaging import mean_of
+from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import Feed, Split, num_batches, open_split, preview, some
-from tracked_cls.errors import StopRun, UserError
-from tracked_cls.evaluation import EvalReport
-from tracked_cls.models import Shape
+from tracked_cls.data.loaders import open_split
+from tracked_cls.errors import StopRun
+from tracked_cls.evaluation import EvalReport, Scores
+from tracked_cls.job import Job, begun
+from tracked_cls.losses import Teacher
+from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
-from tracked_cls.report import to_png
-from tracked_cls.serving.packaging import Bundle, log_model
-from tracked_cls.tracking import Run, Tracker
-from tracked_cls.training import EpochResult, Progress, TrainState
-from tracked_cls.transforms import check
-from tracked_cls.transforms.inference import lasting, normalisation
+from tracked_cls.state import Plan, TrainState
+from tracked_cls.step import Diverged
+from tracked_cls.tracking import Tracker
+from tracked_cls.training import EpochResult, Progress
 
-_SHOWN, _DRAWS = 8, 7  # training images in the picture of the augmentation, and epochs of each
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+_MAX_ROLLBACKS = 3
 
 
 @dataclass(frozen=True)
@@ -47,245 +46,176 @@ class Outcome:
     prepared: Prepared
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a fold or a trial reached: `val` are the scores of the best weights on the samples at `indices` [N]."""
+
+    run_id: str
+    best_epoch: int
+    val: Scores
+    indices: npt.NDArray[np.int64]
+    prepared: Prepared
+
+
 def run(cfg: TrainConfig, tracker: Tracker) -> Outcome:
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
-    models.check_name(cfg.model.name)
-    _check_transforms(cfg)
-    compute = make_compute(cfg.device, cfg.threads, cfg.performance)
-    cfg = cfg.model_copy(update={"threads": compute.threads})
-    found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
-    prepared = _normalised(found, cfg.transforms)
-    store = workspace(cfg.tracking) / cfg.checkpoint.store
-    with (
-        closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
-        checkpoint.open_attempt(store, _key(cfg, prepared), resume=cfg.resume == "auto") as attempt,
-    ):
-        name = f"{cfg.model.name} on {prepared.manifest.name}"
-        with tracker.begin("train", name, continue_id=attempt.run_id) as tracked:
-            attempt.adopt(tracked.run_id)
-            outcome = _train(cfg, feed, tracker, tracked, attempt)
-        attempt.end("FINISHED")
-    return outcome
+    with begun(cfg, tracker, "train", None) as job:
+        state = _learn(job)
+        return _conclude(job, state, tracker)
 
 
-def _train(cfg: TrainConfig, feed: Feed, tracker: Tracker, tracked: Run, attempt: Attempt) -> Outcome:
-    prepared, compute, geometry = feed.prepared, feed.compute, feed.prepared.preprocess.geometry
-    shape = Shape(len(prepared.manifest.classes), geometry.channels, geometry.image_size, prepared.preprocess.frames)
-    train, val, test = (open_split(feed, name, limit=cfg.limit) for name in ("train", "val", "test"))
-    state = TrainState.create(cfg, shape, train_images=len(train), compute=compute)
+def train_fold(cfg: TrainConfig, tracker: Tracker, *, kind: str, name: str) -> Trained:
+    """Train and validate in a run of its own; the test split is not looked at, and no model is logged."""
+    with begun(cfg, tracker, kind, name) as job:
+        state = _learn(job)
+        scores = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
+        checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
+        return Trained(job.tracked.run_id, state.best_epoch, scores, job.val.indices, job.feed.prepared)
+
+
+def _learn(job: Job) -> TrainState:
+    """Train to the end; return the state with the weights that are kept, those of the best epoch or an average."""
+    cfg, tracked, attempt = job.cfg, job.tracked, job.attempt
+    state = TrainState.create(cfg, job.shape, train_images=len(job.train), compute=job.feed.compute)
+    transfer = job.beginning.give(state.model)
+    teacher = job.beginning.open_teacher(job.feed)
     resumed = checkpoint.restore(state, attempt)
     tracked.log_config(cfg)
-    tracked.log_dataset(prepared, ("train", "val", "test"))
+    tracked.log_dataset(job.feed.prepared, ("train", "val"))
     tracked.log_environment()
-    if not resumed:
-        _log_augmented(cfg, train, tracked)
-    _introduce(cfg, state, compute, train, val, test, resumed=resumed)
-
+    introduction.introduce(job, state, transfer, resumed=resumed)
     with signals.deferred() as interrupted:
         try:
-            _loop(cfg, state, tracked, attempt, train, val, interrupted)
-        except StopRun:
-            attempt.end("FAILED")
+            _loop(job, state, teacher, interrupted)
+        except StopRun as stop:
+            attempt.end(stop.status)
             raise
-
-    say(f"testing the weights of epoch {state.best_epoch}, exporting and logging the model")
-    checkpoint.load_best(state, attempt)
-    report = assessment.score_split(state.model, test, cfg.training.eval_batch_size)
-    _log_results(tracked, state, report)
-    bundle = _export(cfg, state, shape, prepared, attempt, tracked)
-    own = lasting(cfg.transforms.eval)
-    if own:
-        model_uri, promoted = _keep_weights(tracked, bundle), _refused(own)
-    else:
-        model_uri = _log_model(tracked, bundle, state, test)
-        promoted = _register(cfg, tracker, model_uri, _version_tags(tracked, prepared, state, report))
-    tracked.set_tags({"promotion.verdict": promoted.verdict, "promotion.reason": promoted.reason})
-    outcome = Outcome(
-        run_id=tracked.run_id,
-        url=tracked.url,
-        model_uri=model_uri,
-        best_epoch=state.best_epoch,
-        val_accuracy=state.best_score,
-        test=report,
-        promotion=promoted,
-        prepared=prepared,
-    )
-    tracked.describe(_description(cfg, outcome))
-    return outcome
+    _choose_weights(job, state)
+    return state
 
 
-def _loop(
-    cfg: TrainConfig,
-    state: TrainState,
-    tracked: Run,
-    attempt: Attempt,
-    train: Split,
-    val: Split,
-    interrupted: Callable[[], bool],
-) -> None:
+def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]) -> None:
     """Train to the end, to an early stop, or to an interruption; everything worth keeping is on disk at each return."""
-    if _is_stale(cfg, state):
-        return
-    total = (cfg.epochs - state.epoch) * num_batches(len(train), cfg.batch_size) - state.batch
+    cfg, rollbacks = job.cfg, 0
+    if cfg.training.on_nan == "rollback" and state.epoch == state.batch == 0:
+        checkpoint.save(state, job.attempt, job.policy)
+    while not _is_stale(cfg, state):
+        try:
+            _loop_until_stopped(job, state, teacher, interrupted)
+            return
+        except Diverged as trouble:
+            rollbacks += 1
+            if cfg.training.on_nan == "stop" or rollbacks > _MAX_ROLLBACKS:
+                _log_culprits(job, trouble)
+                raise
+            _roll_back(job, state, trouble)
+
+
+def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]) -> None:
+    cfg, attempt = job.cfg, job.attempt
+    plan = Plan.of(cfg, len(job.train))
+    total = plan.total_steps - state.epoch * plan.steps_per_epoch - state.batch
     saved = time.monotonic()
-    for step in _with_bar(training.fit(state, cfg, train=train, val=val), total):
-        if isinstance(step, EpochResult):
-            improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
-            tracked.log_metrics(step.metrics, step=step.epoch)
-            say(_epoch_line(cfg, step, improved))
-        if isinstance(step, EpochResult) or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
-            checkpoint.save(state, attempt)
-            saved = time.monotonic()
-        if interrupted():
-            say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; the same command continues from here")
-            return
-        if _is_stale(cfg, state):
-            say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs")
-            return
+    with profiler(job.feed.compute, enabled=cfg.training.profile) as profiled:
+        steps = training.fit(state, cfg, train=job.train, val=job.val, teacher=teacher)
+        for step in progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress)):
+            ended = isinstance(step, EpochResult)
+            if isinstance(step, EpochResult):
+                improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
+                job.tracked.log_metrics(step.metrics, step=step.epoch)
+                say(introduction.epoch_line(plan.num_epochs, step, improved))
+            else:
+                profiled.after_step()
+            if ended or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
+                checkpoint.save(state, attempt, job.policy)
+                saved = time.monotonic()
+            if interrupted():
+                say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; the same command continues from here")
+                break
+            if _is_stale(cfg, state):
+                say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
+                    f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
+                break
+    introduction.log_profile(job.tracked, profiled.result)
 
 
 def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
     return cfg.training.patience is not None and state.stale_epochs >= cfg.training.patience
 
 
-def _with_bar(steps: Iterator[Progress | EpochResult], total: int) -> Iterator[Progress | EpochResult]:
-    """Show the batches of the whole run as one bar, and pass on every step."""
-    return progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress))
+def _roll_back(job: Job, state: TrainState, trouble: Diverged) -> None:
+    """Go back to the newest checkpoint, with half of the learning rate from there on."""
+    scale = state.schedule.scale / 2
+    if not checkpoint.restore(state, job.attempt):
+        raise trouble
+    state.schedule.scale = scale
+    say(f"{trouble.reason.partition(';')[0]}: back to epoch {state.epoch}, batch {state.batch}, "
+        f"with {scale:g} of the scheduled learning rate")  # fmt: skip
 
 
-def _log_results(tracked: Run, state: TrainState, report: EvalReport) -> None:
+def _log_culprits(job: Job, trouble: Diverged) -> None:
+    """Log which samples were in the batch whose loss is not finite."""
+    manifest = job.feed.prepared.manifest
+    if trouble.sample_ids:
+        path_of = dict(zip(manifest.ids, manifest.paths, strict=True))
+        rows = [[sample_id, path_of[sample_id]] for sample_id in trouble.sample_ids]
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / "diverged.csv"
+            assessment.write_csv(path, ["id", "path"], rows)
+            job.tracked.log_file(path, "tables")
+
+
+def _choose_weights(job: Job, state: TrainState) -> None:
+    """Load the best epoch's weights, or the average of several epochs' where that validates no worse."""
+    cfg = job.cfg
+    checkpoint.load_best(state, job.attempt)
+    if cfg.training.average_best is None or len(state.ranking) < 2:
+        return
+    best = checkpoint.best_networks(state, job.attempt, cfg.training.average_best)
+    state.network.load_state_dict(mean_of(list(best.values())))
+    training.refresh_batchnorm(state.network, cfg, job.train, epoch=state.epoch)
+    scores = evaluation.score(state.network, job.val.eval_batches(cfg.training.eval_batch_size))
+    is_kept = (scores.accuracy, -scores.loss) >= (state.best_score, -state.best_loss)
+    job.tracked.log_metrics({"val_accuracy_averaged": scores.accuracy})
+    job.tracked.set_tags({"weights": f"average of epochs {', '.join(map(str, sorted(best)))}" if is_kept else "best epoch"})
+    say(f"the average of epochs {', '.join(map(str, sorted(best)))} has val_accuracy {scores.accuracy:.4f}, "
+        f"the best epoch {state.best_score:.4f}: {'the average' if is_kept else 'the best epoch'} is kept")  # fmt: skip
+    if not is_kept:
+        checkpoint.load_best(state, job.attempt)
+
+
+def _conclude(job: Job, state: TrainState, tracker: Tracker) -> Outcome:
+    """Test the weights that are kept, and log and register the model."""
+    cfg, tracked = job.cfg, job.tracked
+    test = open_split(job.feed, "test", limit=cfg.limit)
+    tracked.log_dataset(job.feed.prepared, ("test",))
+    say(f"testing the weights of epoch {state.best_epoch}, exporting and logging the model")
+    report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
+    _log_results(job, state, report)
+    released = release.release(job, state, test, report, tracker)
+    checkpoint.conclude(state, job.attempt, cfg.checkpoint)
+    outcome = Outcome(
+        run_id=tracked.run_id,
+        url=tracked.url,
+        model_uri=released.model_uri,
+        best_epoch=state.best_epoch,
+        val_accuracy=state.best_score,
+        test=report,
+        promotion=released.promotion,
+        prepared=job.feed.prepared,
+    )
+    tracked.describe(_description(cfg, outcome))
+    return outcome
+
+
+def _log_results(job: Job, state: TrainState, report: EvalReport) -> None:
     """Log what the best epoch reached on val and test, with the curves and the tables."""
-    tracked.log_metrics({"val_accuracy_best": state.best_score, "best_epoch": state.best_epoch}, step=0)
-    tracked.log_metrics(assessment.prefixed(report.metrics, "test"))
+    job.tracked.log_metrics({"val_accuracy_best": state.best_score, "best_epoch": state.best_epoch}, step=0)
+    job.tracked.log_metrics(assessment.prefixed(report.metrics, "test"))
     with TemporaryDirectory() as scratch:
         assessment.write_report(report, Path(scratch), "test")
-        plots.curves(tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
-        tracked.log_folder(Path(scratch))
-
-
-def _export(cfg: TrainConfig, state: TrainState, shape: Shape, prepared: Prepared, attempt: Attempt, tracked: Run) -> Bundle:
-    """Write weights, ONNX and description of the best epoch's network beside the checkpoints."""
-    bundle = Bundle(attempt.folder / "model")
-    bundle.folder.mkdir(exist_ok=True)
-    weights.save(state.model, bundle.weights)
-    conversion.to_onnx(state.model, shape, bundle.onnx)
-    manifest = prepared.manifest
-    meta = {
-        "format": 1,
-        "classes": list(manifest.classes),
-        "preprocess": prepared.preprocess.to_dict(),
-        "architecture": {"model": cfg.model.model_dump(), "shape": asdict(shape)},
-        "weights_digest": weights.digest(state.model),
-        "run_id": tracked.run_id,
-        "data": {"name": manifest.name, "digest": manifest.digest, "content_digest": manifest.content_digest},
-        "multi_label": manifest.multi_label,
-        "label_separator": cfg.data.label_separator,
-    }
-    bundle.meta.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return bundle
-
-
-def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> str:
-    """Log the model once it is known to answer like the network that was tested."""
-    difference = assessment.parity(state.model, bundle, test)
-    tracked.log_metrics({"parity_max_difference": difference})
-    if difference > assessment.PARITY_TOLERANCE:
-        raise UserError(
-            f"the exported model differs from the trained one by {difference:.2g} in probability "
-            f"(at most {assessment.PARITY_TOLERANCE:g} is allowed); it was not logged"
-        )
-    example = to_png(test.prepared.sized(test.indices[:1])[0])
-    with TemporaryDirectory() as scratch:
-        return log_model(bundle, tracked.run_id, scratch=Path(scratch), example=example)
-
-
-def _keep_weights(tracked: Run, bundle: Bundle) -> str:
-    """Log the files of a model that cannot be one of MLflow's; return where they are."""
-    for path in (bundle.weights, bundle.meta):
-        tracked.log_file(path, "weights")
-    return f"runs:/{tracked.run_id}/weights"
-
-
-def _refused(own: list[str]) -> Promotion:
-    return Promotion(
-        "not registered",
-        f"transforms.eval has {', '.join(own)}, which cannot travel with the model: served, it would see other images than "
-        "it was tested on; data.image_size, data.fit and data.interpolation can",
-    )
-
-
-def _check_transforms(cfg: TrainConfig) -> None:
-    """Build and try the lists of transforms before any data are touched, for the likeliest shape of the images."""
-    shape = (cfg.data.channels or 3, cfg.data.image_size or 224)
-    check(cfg.transforms, shape, whole_photos=cfg.data.cache == "files", frames=cfg.data.frames, search=(Path.cwd(),))
-
-
-def _normalised(prepared: Prepared, cfg: TransformsConfig) -> Prepared:
-    """Return a prepared set with the mean and std that its configuration asks for in place of the data's own."""
-    own = prepared.preprocess
-    mean, std = normalisation(cfg, (own.mean, own.std))
-    return replace(prepared, preprocess=replace(own, mean=mean, std=std))
-
-
-def _log_augmented(cfg: TrainConfig, train: Split, tracked: Run) -> None:
-    """Show what the network is trained on: images of the first epoch, each plain and in several draws."""
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "augmented.png"
-        plots.gallery(preview(some(train, _SHOWN), draws=_DRAWS, seed=cfg.seed), path)
-        tracked.log_file(path, "plots")
-
-
-def _register(cfg: TrainConfig, tracker: Tracker, model_uri: str, tags: dict[str, str]) -> Promotion:
-    """Register the model as ``promote.auto`` says; that of a smoke run never."""
-    if cfg.limit is not None:
-        return Promotion("not registered", f"limit={cfg.limit}: the model of a smoke run is not registered")
-    if cfg.promote.auto == "never":
-        return Promotion("not registered", "promote.auto=never")
-    return promotion.register(tracker, cfg.data.model_name, model_uri, tags=tags, compare=cfg.promote.auto == "always")
-
-
-def _version_tags(tracked: Run, prepared: Prepared, state: TrainState, report: EvalReport) -> dict[str, str]:
-    return {
-        "run.id": tracked.run_id,
-        "data.digest": prepared.manifest.digest,
-        "content.digest": prepared.manifest.content_digest,
-        "weights.digest": weights.digest(state.model),
-        "val_accuracy_best": repr(state.best_score),
-        **{name: repr(value) for name, value in assessment.prefixed(report.metrics, "test").items()},
-    }
-
-
-def _key(cfg: TrainConfig, prepared: Prepared) -> str:
-    """Return the name of the local state: the kind, and a digest of everything that decides the result."""
-    recipe = cfg.model_dump(mode="json", exclude={"data", "tracking", "checkpoint", "promote", "device", "resume"})
-    recipe["training"].pop("eval_batch_size")
-    for key in ("workers", "prefetch", "pin_memory"):
-        recipe["loader"].pop(key)
-    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest, "whole_photos": prepared.pixels is None}
-    return f"train-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def _introduce(
-    cfg: TrainConfig, state: TrainState, compute: Compute, train: Split, val: Split, test: Split, *, resumed: bool
-) -> None:
-    size = train.prepared.preprocess.geometry.image_size
-    say(
-        f"{cfg.model.name} ({models.count_parameters(state.model):,} parameters) on {train.prepared.manifest.name}: "
-        f"{len(train):,} train, {len(val):,} val, {len(test):,} test images of {size}x{size}, "
-        f"{compute.device}, {compute.threads} threads"
-    )
-    if resumed:
-        say(f"continuing an interrupted run after epoch {state.epoch}, batch {state.batch}")
-
-
-def _epoch_line(cfg: TrainConfig, result: EpochResult, improved: bool) -> str:
-    width = len(str(cfg.epochs))
-    return (
-        f"epoch {result.epoch:{width}}/{cfg.epochs}  "
-        f"train_loss {result.train_loss:.4f}  train_accuracy {result.train_accuracy:.4f}  "
-        f"val_loss {result.val_loss:.4f}  val_accuracy {result.val_accuracy:.4f}  lr {result.lr:.2e}  "
-        f"{result.seconds:.1f} s  {result.images_per_second:,.0f} images/s{'  best' if improved else ''}"
-    )
+        plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
+        job.tracked.log_folder(Path(scratch))
 
 
 def _description(cfg: TrainConfig, outcome: Outcome) -> str:

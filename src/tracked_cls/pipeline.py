@@ -1,4 +1,4 @@
-"""The whole way in one go: prepare, train, evaluate, predict, as one run with the others nested in it."""
+"""Which runs a command takes: one training or one per fold, or the whole way from preparing to predicting."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tracked_cls import assessment, experiment, prediction, registry
+from tracked_cls import assessment, experiment, folds, prediction, registry
 from tracked_cls.assessment import Evaluation
-from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, workspace
+from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, TrainConfig, workspace
 from tracked_cls.config.sections import EvaluateSection, PredictSection
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
+from tracked_cls.data.encode import to_png
 from tracked_cls.data.sources import SPLITS
+from tracked_cls.errors import UserError
 from tracked_cls.experiment import Outcome
 from tracked_cls.prediction import Predictions
-from tracked_cls.report import to_png
 from tracked_cls.tracking import Tracker
+from tracked_cls.transforms.inference import lasting
 
 EXAMPLES = 50
 
@@ -32,8 +34,31 @@ class Whole:
     predictions: Predictions
 
 
+@dataclass(frozen=True)
+class Training:
+    """The end of a training: what to say of it, and the command to go on with, without the store it goes to."""
+
+    lines: list[str]
+    next_command: str
+
+
+def train(cfg: TrainConfig, tracker: Tracker) -> Training:
+    """Train one model, or one per fold."""
+    if cfg.folds is not None:
+        across = folds.run(cfg, tracker)
+        return Training(folds.lines(across), folds.next_command(across))
+    outcome = experiment.run(cfg, tracker)
+    command = f"mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}"
+    return Training(experiment.lines(outcome), command)
+
+
 def run(cfg: MainConfig, tracker: Tracker) -> Whole:
     """Prepare the data, train, evaluate, and let the champion label some test images (the trained model if there is none)."""
+    own = lasting(cfg.transforms.eval)
+    if own:
+        raise UserError(
+            f"transforms.eval: a model that needs {', '.join(own)} is not kept, and main evaluates what it trained; use train"
+        )
     with tracker.begin("pipeline", f"pipeline {cfg.model.name} on {cfg.data.label}") as parent:
         nested = tracker.within(parent)
         parent.log_config(cfg)

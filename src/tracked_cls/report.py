@@ -7,16 +7,19 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from tracked_cls.data.decode import Pixels
+from tracked_cls.data.encode import as_image
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import SPLITS, natural_key
+
+if TYPE_CHECKING:
+    import jinja2
 
 Indices = npt.NDArray[np.int64]
 
@@ -27,6 +30,14 @@ _SAMPLES_PER_CLASS = 10
 _SAMPLE_SIDE = 64
 _MAX_GROUPS = 1000
 _SHOWN_GROUPS = 50
+_CHANGES = {  # what `decode.changes_of` and `ingest` name, in words
+    "exif_rotated": "Turned upright by EXIF",
+    "transparency_on_white": "Transparency put on white",
+    "16_bit_reduced": "16 bits reduced to 8",
+    "palette_or_cmyk_to_rgb": "Palette or CMYK made RGB",
+    "first_frame_of_several": "First of several frames taken",
+    "wrong_extension": "Extension of another format",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +145,14 @@ def render_data_report(report: dict[str, Any], facts: DataFacts, augmented: Pixe
 
     `augmented`: pictures uint8 [N,1+draws,S,S,C] of some training images, plain and then drawn.
     """
-    import jinja2  # needed only where something is prepared
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tracked_cls"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    template = environment.get_template("data_report.html")
+    template = open_template("data_report.html")
     for per_class in (_SAMPLES_PER_CLASS, 5, 2, 0):
         page = template.render(
             report=report,
             splits=[split for split in SPLITS if any(report["counts"][split].values())],
             samples=_samples(facts, per_class),
             augmented=[] if augmented is None or not per_class else [[_data_uri(image) for image in row] for row in augmented],
+            changes=_CHANGES,
             rejected=report["rejected"][:_MAX_REJECTED],
             groups=report["duplicates"]["groups"][:_SHOWN_GROUPS],
             most_of_a_class={split: max(report["counts"][split].values()) for split in SPLITS},
@@ -154,6 +160,23 @@ def render_data_report(report: dict[str, Any], facts: DataFacts, augmented: Pixe
         if len(page.encode()) < _MAX_HTML_BYTES:
             break
     return page
+
+
+def open_template(name: str) -> jinja2.Template:
+    """Return one of our pages to fill: names are escaped, and a value that is missing is an error."""
+    import jinja2  # needed only where a page is written
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tracked_cls"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["visible"] = visible
+    return environment.get_template(name)
+
+
+def visible(path: str) -> str:
+    """Return a path with its line breaks and other controls written out, which a page would swallow."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
 
 
 def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
@@ -171,22 +194,8 @@ def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
 
 
 def _data_uri(pixels: Pixels) -> str:
-    image = _image(pixels if pixels.ndim == 3 else pixels[len(pixels) // 2])  # of a clip the middle frame
+    image = as_image(pixels if pixels.ndim == 3 else pixels[len(pixels) // 2])  # of a clip the middle frame
     image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
-    return "data:image/png;base64," + base64.b64encode(_encode(image)).decode()
-
-
-def to_png(pixels: Pixels) -> bytes:
-    """Return uint8 [H,W,C], C 1 or 3, as a PNG file; a clip [T,H,W,C] as an animated one."""
-    first, *rest = [_image(frame) for frame in (pixels if pixels.ndim == 4 else pixels[None])]
-    return _encode(first, rest)
-
-
-def _image(pixels: Pixels) -> Image.Image:
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _encode(image: Image.Image, more: Sequence[Image.Image] = ()) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "PNG", save_all=bool(more), append_images=more)
-    return stream.getvalue()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

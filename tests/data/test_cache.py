@@ -153,6 +153,12 @@ def test_the_key_does_not_follow_what_leaves_the_result_as_it_is(name):
     assert cache.prepared_key(DataConfig(**base), "other") != key
 
 
+def test_the_arguments_of_a_split_are_in_the_fingerprint_not_in_the_key():
+    place = {"source": "python", "dataset": "a:B"}
+    keys = {cache.prepared_key(DataConfig(**FOLDER, test={**place, "dataset_args": args}), "p") for args in (None, {"a": 1})}
+    assert len(keys) == 1
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_the_key_follows_what_decides_the_result(name):
     assert cache.prepared_key(DataConfig(**{**FOLDER, name: OTHER[name]}), "p") != cache.prepared_key(DataConfig(**FOLDER), "p")

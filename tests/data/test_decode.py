@@ -19,7 +19,6 @@ from tracked_cls.data.decode import (
     decode,
     decode_frames,
     decode_noting,
-    frame_files,
     frames_of,
     header_shape,
     read_file,
@@ -354,13 +353,6 @@ def test_a_clip_may_be_an_array_of_frames_or_one_image():
     np.testing.assert_array_equal(as_clip(frames, 2), frames)
     assert as_clip(GREY, 4).shape == (4, 20, 30, 1)
     assert code_of(as_clip, np.zeros((2, 4, 4, 2), np.uint8), 2) == "E_ARRAY"
-
-
-def test_the_frames_of_a_folder_come_in_natural_order(tmp_path):
-    (tmp_path / "more").mkdir()
-    for name in ("f10.png", "f9.png", ".hidden.png", "notes.txt", "more/f1.PNG"):
-        (tmp_path / name).touch()
-    assert [os.path.relpath(path, tmp_path) for path in frame_files(str(tmp_path))] == ["f9.png", "f10.png", "more/f1.PNG"]
 
 
 # ---- what decoding changed -------------------------------------------------------------------------------------------

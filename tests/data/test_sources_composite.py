@@ -127,3 +127,43 @@ def test_a_python_dataset_may_stand_for_a_split(tmp_path, monkeypatch):
     source = scan(DataConfig(source="folder", root="main", test=place), tmp_path / "main", {"test": None})
     assert source.samples[-1].path == "test/Blank/000001"
     np.testing.assert_array_equal(source.array(source.samples[-1]), np.full((8, 8), 1))
+
+
+ARGUMENTS = {  # of the main class, of the class for test -> the images that each of them makes
+    "those of the main class": ({"count": 3}, None, (3, 3)),
+    "its own": ({"count": 3}, {"count": 4}, (3, 4)),
+    "none": ({"count": 3}, {}, (3, 2)),
+}
+
+
+@pytest.mark.parametrize(("main", "own", "counts"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_a_class_for_a_split_has_arguments_of_its_own(tmp_path, monkeypatch, main, own, counts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset_with_arguments.py").write_text(
+        "import numpy as np\n"
+        "class Blank:\n"
+        "    fingerprint = 'blank'\n"
+        "    def __init__(self, count=2): self.count = count\n"
+        "    def __len__(self): return self.count\n"
+        "    def __getitem__(self, index): return np.full((8, 8), index, np.uint8), 'ab'[index % 2]\n"
+    )
+    named = {"source": "python", "dataset": "dataset_with_arguments:Blank"}
+    cfg = DataConfig(**named, dataset_args=main, test={**named, "dataset_args": own})
+    splits = [sample.split for sample in scan(cfg, None, {"test": None}).samples]
+    assert (splits.count(None), splits.count("test")) == counts
+
+
+def test_other_arguments_of_a_split_are_another_input(tmp_path, monkeypatch):
+    test_a_class_for_a_split_has_arguments_of_its_own(tmp_path, monkeypatch, {}, {"count": 4}, (2, 4))
+    named = {"source": "python", "dataset": "dataset_with_arguments:Blank"}
+    prints = {
+        scan(DataConfig(**named, test={**named, "dataset_args": {"count": count}}), None, {"test": None}).fingerprint
+        for count in (4, 5)
+    }
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize("place", [{"dataset_args": {"a": 1}}, {"source": "digits", "dataset_args": {"a": 1}}])
+def test_arguments_without_a_class_have_no_effect(place):
+    with pytest.raises(ValueError, match=r"data.test.dataset_args has no effect with .*; it belongs to python"):
+        DataConfig(test=place)

@@ -151,3 +151,12 @@ def test_a_model_is_asked_about_images_or_clips(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     assert list_images(tmp_path) == ["9.png", "10.png", "clip/2.png", "clip/a/1.png"]
     assert list_clips(tmp_path) == ["9.png", "10.png", "clip"]
+
+
+def test_pictures_that_are_not_read_are_noted(tmp_path):
+    for name in ("a/1.png", "b/1.png", "b/photo.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = scan(DataConfig(source="folder", root=str(tmp_path)), tmp_path)
+    assert ["'b/photo.heic'" in note for note in source.notes] == [True]
+    assert source.num_ignored == 1

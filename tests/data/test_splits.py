@@ -134,6 +134,11 @@ def test_a_split_that_the_hash_leaves_empty_is_told():
 # ---- by group --------------------------------------------------------------------------------------------------------
 
 
+def test_groups_too_large_to_divide_are_told():
+    with pytest.raises(UserError, match=r"no images \(30 train, .*; the groups, 2 in all, stay whole: make"):
+        split(np.arange(30) % 2, classes=("a", "b"), groups=["ab"[index % 2] for index in range(30)])
+
+
 def patients(seed, num=60, num_classes=3):
     """Return (labels, groups) of patients with one to nine images of mixed classes."""
     random = np.random.default_rng(seed)
@@ -192,12 +197,12 @@ def test_images_of_several_labels_are_drawn_by_their_rarest():
 # ---- folds -----------------------------------------------------------------------------------------------------------
 
 
-def prepared(labels, groups=None, test_every=5):
+def prepared(labels, groups=None, test_every=5, pictures=None):
     names = [f"{index:05d}" for index in range(len(labels))]
     splits = np.array([2 if index % test_every == 0 else index % 2 for index in range(len(labels))], np.uint8)
     return make_manifest(
         "set", [f"c{label}" for label in range(3)], labels=np.asarray(labels), splits=splits, paths=names, sha256=names,
-        pixel_digests=names, geometry={}, groups=groups,
+        pixel_digests=pictures or names, geometry={}, groups=groups,
     )  # fmt: skip
 
 
@@ -218,6 +223,15 @@ def test_each_image_of_the_pool_is_validated_in_exactly_one_fold(labels, groups)
     assert len({fold.digest for fold in folds} | {whole.digest}) == 5
     for fold in folds if groups else ():
         assert len({(group, code) for group, code in zip(groups, fold.splits.tolist(), strict=True) if code < 2}) == 50
+
+
+def test_exact_copies_of_a_picture_are_validated_in_the_same_fold():
+    pictures = [f"p{index // 2}" if index < 100 else f"q{index}" for index in range(200)]
+    whole = prepared(np.arange(200) % 3, pictures=pictures, test_every=1000)
+    for fold in range(4):
+        splits = k_folds(whole, 4, fold, seed=0).splits
+        assert len({(picture, code) for picture, code in zip(pictures[1:], splits[1:].tolist(), strict=True)}) == 150
+        assert 40 <= (splits == 1).sum() <= 60
 
 
 def test_folds_are_stratified_and_follow_the_seed():

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from tracked_cls.transforms import BatchPipeline, SamplePipeline
-from tracked_cls.transforms.batch import NotInBatches, RandomAffine, RandomCrop, affine, crop
+from tracked_cls.transforms.batch import NotInBatches, RandomAffine, RandomCrop
+from tracked_cls.transforms.warps import affine, crop
 
 RNG = np.random.default_rng(0)
 MIDDLE = 0.5  # the draw that leaves angle, shift and shear at 0

@@ -1,17 +1,11 @@
 """What a user may set: one frozen, typed tree per verb, read from YAML and the command line."""
 
 from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig, SplitSource, table_endings
+from tracked_cls.config.network import FreezeConfig, ModelConfig
+from tracked_cls.config.objective import LossConfig
+from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.parse import load
-from tracked_cls.config.sections import (
-    CheckpointConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PromoteConfig,
-    SchedulerConfig,
-    TrackingConfig,
-    TrainingConfig,
-)
+from tracked_cls.config.sections import CheckpointConfig, PromoteConfig, TrackingConfig, TrainingConfig
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
 from tracked_cls.config.verbs import EvaluateConfig, MainConfig, PredictConfig, PrepareConfig, TrainConfig, TuneConfig
@@ -25,6 +19,7 @@ __all__ = [
     "DataConfig",
     "DataIdentity",
     "EvaluateConfig",
+    "FreezeConfig",
     "LoaderConfig",
     "LossConfig",
     "MainConfig",

@@ -114,6 +114,16 @@ class SplitSource(Place):
     root: str | None = option(None, "folder that holds its images", unset="none")
     table: str | None = option(None, "csv, txt, parquet: the file that lists its images", unset="auto")
     dataset: str | None = option(None, "python: import path of a class", unset="none")
+    dataset_args: dict[str, Any] | None = option(
+        None, "python: arguments of the class: {argument: value}; auto: those of data.dataset_args", unset="auto"
+    )
+
+    def check_place(self, source: str | None, key: str) -> None:
+        """Raise `UserError` as every place does, and for arguments without a class."""
+        super().check_place(source, key)
+        if self.dataset_args is not None and source != "python":
+            given = f"{key}.source={source}" if source else f"no {key}.source"
+            raise UserError(f"{key}.dataset_args has no effect with {given}; it belongs to python")
 
 
 class DataConfig(DataIdentity):

@@ -2,119 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
-from tracked_cls.config.tree import Section, option, unset_to_none
-from tracked_cls.errors import UserError, lookup
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    choice: ClassVar[bool] = True
-    name: str = option("mobilenetv3", "mobilenetv3, mobilenetv3_small, resnet18, small_cnn, or any torchvision classifier")
-    stem: Literal["standard", "small"] | None = option(
-        None, "first layers: standard, or small (stride 1, no pooling) for small images; auto: by image size", unset="auto"
-    )
-    dropout: float | None = option(None, "dropout before the head; auto: the architecture's own", unset="auto", ge=0, lt=1)
-    bn_momentum: float = option(
-        0.1, "BatchNorm momentum; torchvision's mobilenets ship 0.01, which leaves short trainings at chance", gt=0, le=1
-    )
-
-
-class LossConfig(Section):
-    """What is minimised."""
-
-    choice: ClassVar[bool] = True
-    name: Literal["cross_entropy", "bce"] = option(
-        "cross_entropy", "the loss, mean over samples; bce: binary cross entropy per class, which data.multi_label needs"
-    )
-    smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
-    sample_weights: bool = option(False, "weigh each image by its weight in the data (column weight), scaled to a mean of 1")
-
-
-class _OwnOptions(Section):
-    """A choice whose options belong to some of its names only: one set beside another name is an error.
-
-    `own` maps each name to its options with their defaults.
-    """
-
-    choice: ClassVar[bool] = True
-    own: ClassVar[dict[str, dict[str, Any]]] = {}
-    title: ClassVar[str] = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_own(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        given = {key: value for key, value in unset_to_none(cls, values).items() if value is not None}
-        name = str(given.get("name", cls.model_fields["name"].default))
-        own = lookup(name, cls.own, cls.title)
-        for key in given:
-            takers = [choice for choice, options in cls.own.items() if key in options]
-            if takers and name not in takers:
-                raise UserError(f"{cls.title}.{key} has no effect with {cls.title}={name}; it belongs to {', '.join(takers)}")
-        return {**own, **given}
-
-    def without_effect(self) -> set[str]:
-        """Options that belong to other names only."""
-        return {key for options in self.own.values() for key in options} - set(self.own[self.name])  # type: ignore[attr-defined]
-
-
-class OptimizerConfig(_OwnOptions):
-    """How weights move. Unset options take the optimizer's own default."""
-
-    title: ClassVar[str] = "optimizer"
-    own: ClassVar[dict[str, dict[str, Any]]] = {
-        "sgd": {"lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True},
-        "adam": {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999},
-        "adamw": {"lr": 2e-3, "weight_decay": 0.05, "beta1": 0.9, "beta2": 0.999},
-    }
-    name: str = option("adamw", "the optimizer", choices=list(own))
-    lr: float | None = option(None, "peak learning rate; auto: sgd 0.05, adam 0.001, adamw 0.002", unset="auto", gt=0, le=100)
-    weight_decay: float | None = option(
-        None, "decay of weights, none on norms and biases; auto: sgd 0.0005, adam 0, adamw 0.05", unset="auto", ge=0, le=10
-    )
-    momentum: float | None = option(None, "sgd only; auto: 0.9", unset="auto", ge=0, lt=1)
-    nesterov: bool | None = option(None, "sgd only; auto: true", unset="auto")
-    beta1: float | None = option(None, "adam and adamw; auto: 0.9", unset="auto", ge=0, lt=1)
-    beta2: float | None = option(None, "adam and adamw; auto: 0.999", unset="auto", ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> OptimizerConfig:
-        if self.nesterov and self.momentum == 0:
-            raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")
-        return self
-
-
-class SchedulerConfig(_OwnOptions):
-    """How the learning rate moves over the run. Unset options take the schedule's own default."""
-
-    title: ClassVar[str] = "scheduler"
-    own: ClassVar[dict[str, dict[str, Any]]] = {
-        "constant": {"warmup_epochs": 0.0},
-        "cosine": {"warmup_epochs": 0.0, "final_ratio": 0.0},
-        "step": {"warmup_epochs": 0.0, "step_epochs": 10, "gamma": 0.1},
-        "plateau": {"warmup_epochs": 0.0, "patience": 3, "gamma": 0.1},
-        "onecycle": {"warmup_fraction": 0.3},
-    }
-    name: str = option("onecycle", "the schedule; steps after every batch, plateau after every epoch", choices=list(own))
-    warmup_epochs: float | None = option(
-        None, "linear warm-up in front of the schedule; auto: 0", unit="epochs", unset="auto", ge=0, le=1000
-    )
-    warmup_fraction: float | None = option(
-        None, "onecycle: share of the run with rising lr; auto: 0.3", unset="auto", gt=0, lt=1
-    )
-    final_ratio: float | None = option(None, "cosine: last lr as a share of the peak; auto: 0", unset="auto", ge=0, lt=1)
-    step_epochs: int | None = option(None, "step: epochs between two drops; auto: 10", unit="epochs", unset="auto", ge=1)
-    gamma: float | None = option(None, "step, plateau: factor of each drop; auto: 0.1", unset="auto", gt=0, lt=1)
-    patience: int | None = option(
-        None, "plateau: epochs without a lower val_loss before a drop; auto: 3", unit="epochs", unset="auto", ge=0
-    )
+from tracked_cls.config.tree import Section, option
+from tracked_cls.errors import UserError
 
 
 class TrainingConfig(Section):
@@ -128,9 +21,48 @@ class TrainingConfig(Section):
         2048, "training images that BatchNorm statistics are taken from anew after each epoch; off: running averages",
         unit="images", unset="off", ge=2,
     )  # fmt: skip
+    accumulate: int = option(
+        1,
+        "batches per step: their gradients are averaged over all images, so a step sees batch_size times this many",
+        ge=1,
+        le=4096,
+    )
+    max_steps: int | None = option(
+        None,
+        "end after so many optimizer steps, inside an epoch if need be; off: after epochs",
+        unit="steps",
+        unset="off",
+        ge=1,
+    )
+    precision: Literal["auto", "float32", "bf16", "fp16"] = option(
+        "auto", "number format of the forward pass; fp16 with a loss scaler; auto: float32. Tried on one batch before use"
+    )
+    channels_last: bool = option(True, "memory layout of images and filters; on CPU 2-4 times faster for convolutions")
+    compile: bool = option(False, "torch.compile the network: seconds to minutes of compilation first")
+    clip_norm: float | None = option(None, "largest norm of all gradients together, clipped after backward", unset="off", gt=0)
+    clip_value: float | None = option(None, "largest absolute value of a gradient's entry", unset="off", gt=0)
+    ema: float | None = option(
+        None, "decay per step of an exponential moving average of the weights, which is then validated and kept; "
+        "warms up as (1 + step) / (10 + step)", unset="off", gt=0, lt=1,
+    )  # fmt: skip
+    average_best: int | None = option(
+        None, "average the weights of so many best epochs in the end, and keep that where it validates no worse",
+        unit="epochs", unset="off", ge=2, le=100,
+    )  # fmt: skip
+    on_nan: Literal["stop", "rollback"] = option(
+        "stop",
+        "when the loss is not finite: stop, or go back to the last checkpoint and halve the learning rate (3 times at most)",
+    )
+    profile: bool = option(False, "log where the time of the first steps goes, as a picture and a table")
     eval_batch_size: int = option(
         512, "batch of validation and test; changes numbers by rounding only", unit="images", ge=1, le=65536
     )
+
+    @model_validator(mode="after")
+    def _one_clipping(self) -> TrainingConfig:
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise UserError("training.clip_norm and training.clip_value do not go together; choose one")
+        return self
 
     @model_validator(mode="after")
     def _min_delta_needs_patience(self) -> TrainingConfig:
@@ -143,6 +75,15 @@ class CheckpointConfig(Section):
     """Local state that a killed run continues from."""
 
     store: str = option("runs", "folder of checkpoints; relative to the folder of the tracking store")
+    keep: int = option(2, "how many of the newest checkpoints stay while the run goes on", ge=1, le=10_000)
+    keep_best: int = option(1, "how many of the best epochs' checkpoints stay", ge=1, le=100)
+    every_epochs: int | None = option(
+        None, "also keep the checkpoint of every so-many-th epoch", unit="epochs", unset="off", ge=1
+    )
+    at_end: Literal["best", "keep", "none"] = option(
+        "best",
+        "what stays when the run has finished: the best epochs', all that is there, or none (the model itself is in MLflow)",
+    )
     every_seconds: float = option(
         60.0, "least time between checkpoints inside an epoch; every epoch ends with one", unit="s", gt=0
     )

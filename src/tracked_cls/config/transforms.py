@@ -58,7 +58,7 @@ class TransformsConfig(Section):
     normalize: Literal["auto", "data", "imagenet", "half", "none"] = option(
         "auto",
         "mean and std of the input: data (of the training images), imagenet, half (0.5 and 0.5: x*2-1), none (0 and 1); "
-        "auto: data. A Normalize in the lists takes its place",
+        "auto: those of model.weights where they are known, else data. A Normalize in the lists takes its place",
     )
     speed: Literal["auto", "batch", "sample"] = option(
         "auto", "batch: whole batches at once; sample: image by image in loader workers; auto: batch where every transform can"

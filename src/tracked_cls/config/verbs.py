@@ -7,15 +7,14 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig
+from tracked_cls.config.network import FreezeConfig, ModelConfig
+from tracked_cls.config.objective import LossConfig
+from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.sections import (
     CheckpointConfig,
     EvaluateSection,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
     PredictSection,
     PromoteConfig,
-    SchedulerConfig,
     TrackingConfig,
     TrainingConfig,
 )
@@ -65,7 +64,23 @@ class TrainConfig(Verb, _Compute):
     summary: ClassVar[str] = "Train a classifier, test it, log everything to MLflow and register it."
     seed: int = option(0, "seed of weights, order and augmentation", ge=0, lt=2**31)
     epochs: int = option(12, "passes over the training images", ge=1, le=100_000)
-    batch_size: int = option(64, "images per step", unit="images", ge=2, le=65536)
+    batch_size: int | None = option(
+        64,
+        "images per batch; auto: the largest of 16 to 1024 that fits into memory",
+        unit="images",
+        unset="auto",
+        ge=2,
+        le=65536,
+    )
+    folds: int | None = option(
+        None, "train so many models, each validated on another part of the training images; none is registered",
+        unit="folds", unset="off", ge=2, le=100,
+    )  # fmt: skip
+    fast_dev_run: bool = option(False, "send one batch through everything, to see that it works; never registered")
+    overfit_batches: int | None = option(
+        None, "train and validate on the same first batches only: a network that cannot learn them by heart has a mistake",
+        unit="batches", unset="off", ge=1,
+    )  # fmt: skip
     performance: Literal["auto", "exact"] = option(
         "auto", "auto: fused optimizer where there is one; exact: plain float32 and deterministic algorithms"
     )
@@ -74,6 +89,7 @@ class TrainConfig(Verb, _Compute):
     loader: LoaderConfig = LoaderConfig()
     transforms: TransformsConfig = TransformsConfig()
     model: ModelConfig = ModelConfig()
+    freeze: FreezeConfig = FreezeConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -90,9 +106,25 @@ class TrainConfig(Verb, _Compute):
         return self
 
     @model_validator(mode="after")
+    def _modes_agree(self) -> TrainConfig:
+        if self.performance == "exact" and (self.training.precision in ("bf16", "fp16") or self.training.compile):
+            raise UserError("performance=exact is plain float32: it goes with neither training.precision nor training.compile")
+        if self.freeze.epochs is not None and self.freeze.epochs >= self.epochs:
+            raise UserError(
+                f"freeze.epochs must be below epochs ({self.epochs}), got {self.freeze.epochs}; off freezes to the end"
+            )
+        if self.fast_dev_run and self.overfit_batches is not None:
+            raise UserError("fast_dev_run and overfit_batches do not go together; choose one")
+        if self.folds is not None and (self.data.folds is not None or self.data.fold is not None):
+            raise UserError("folds trains every fold; data.folds and data.fold choose one of them: give either")
+        if self.training.average_best is not None and self.training.average_best > self.epochs:
+            raise UserError(f"training.average_best must be at most epochs ({self.epochs}), got {self.training.average_best}")
+        return self
+
+    @model_validator(mode="after")
     def _labels_fit_loss(self) -> TrainConfig:
-        if self.data.multi_label and self.loss.name != "bce":
-            raise UserError(f"data.multi_label=true needs loss=bce, got loss={self.loss.name}")
+        if self.data.multi_label and self.loss.name not in self.loss.many_labels:
+            raise UserError(f"data.multi_label=true needs loss={' or '.join(self.loss.many_labels)}, got loss={self.loss.name}")
         if self.data.multi_label and any("CutMix" in spec for spec in self.transforms.mixes):
             raise UserError(
                 "CutMix does not go with data.multi_label=true: what was cut away may be one of the labels; use MixUp"
@@ -109,6 +141,12 @@ class MainConfig(TrainConfig):
 
     verb: ClassVar[str] = "main"
     summary: ClassVar[str] = "Prepare, train, evaluate and predict in one go, as one run with the others nested in it."
+
+    @model_validator(mode="after")
+    def _ends_with_a_model(self) -> MainConfig:
+        if self.folds is not None:
+            raise UserError("folds belongs to train: main ends with one model, and folds makes none")
+        return self
 
 
 class TuneConfig(TrainConfig):

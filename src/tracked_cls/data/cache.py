@@ -30,8 +30,8 @@ COMPLETE = "COMPLETE"
 _PLACES = {"root", "table"}
 _INDECISIVE: dict[str, Any] = {
     **dict.fromkeys(("store", "workers", "download", "dataset_args", "folds", "fold", *_PLACES), True),
-    "val": _PLACES,
-    "test": _PLACES,
+    "val": {"dataset_args", *_PLACES},
+    "test": {"dataset_args", *_PLACES},
 }
 _CURE = "delete the folder and run prepare again"
 _SMALL_BYTES = 1 << 20  # files up to this size are digested whenever the set is opened

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -277,24 +276,6 @@ def header_shape(path: Path | str) -> tuple[int, int, int] | None:
             return image.height, image.width, 1 if is_grey else 3
     except Exception:  # decode will name the reason; this is a first look only
         return None
-
-
-def frame_files(folder: str) -> list[str]:
-    """Return every image file below a folder, hidden ones left out, in natural order: "frame 10" after "frame 9"."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in names if _is_image_name(name)]  # noqa: PTH118 - hot
-    return sorted(found, key=_natural)
-
-
-def _natural(path: str) -> tuple[list[str | int], str]:
-    parts = re.split(r"([0-9]+)", path)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path
-
-
-def _is_image_name(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - hot
 
 
 def _check_regular(path: Path | str) -> None:

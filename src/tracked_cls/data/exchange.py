@@ -10,7 +10,7 @@ from pathlib import Path
 from tracked_cls.console import progress
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.decode import EXTENSIONS
-from tracked_cls.data.ingest import to_png
+from tracked_cls.data.encode import to_png
 from tracked_cls.data.sources import SPLITS
 from tracked_cls.errors import UserError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import signal
 import threading
@@ -13,7 +12,6 @@ from multiprocessing import connection, parent_process
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from tracked_cls.data.decode import (
     Pixels,
@@ -25,10 +23,12 @@ from tracked_cls.data.decode import (
     decode_frames,
     decode_noting,
     even_indices,
-    frame_files,
     frames_of,
     read_file,
 )
+from tracked_cls.data.encode import to_png
+from tracked_cls.data.files import frame_files
+from tracked_cls.data.names import is_utf8
 from tracked_cls.data.preprocess import Geometry
 from tracked_cls.data.signature import FORMAT_OF_EXTENSION, FORMATS, sniff
 
@@ -108,9 +108,7 @@ def ingest_files(paths: Sequence[str], plan: Plan) -> list[Outcome]:
 
 
 def _ingest_file(path: str, plan: Plan) -> _Sized | Rejection:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
+    if not is_utf8(path):
         return Rejection("E_NAME", "the file name is not valid UTF-8; rename the file")
     try:
         return _sized(_decode_file(path, plan), plan)
@@ -191,13 +189,6 @@ def digest_of_pixels(pixels: Pixels) -> str:
     """Return 32 hex characters of the SHA-256 over shape and decoded pixels, whatever file they came in."""
     shape = "x".join(map(str, pixels.shape)).encode()
     return hashlib.sha256(shape + b"\0" + pixels.tobytes()).hexdigest()[:32]
-
-
-def to_png(pixels: Pixels) -> bytes:
-    """Return uint8 [H,W,C], C 1 or 3, as a PNG file, which loses nothing."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _sha256(data: bytes) -> str:

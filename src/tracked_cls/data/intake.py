@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tracked_cls.console import progress
-from tracked_cls.data.decode import RejectedImage, frame_files, header_shape
+from tracked_cls.data.decode import RejectedImage, header_shape
+from tracked_cls.data.files import frame_files
 from tracked_cls.data.ingest import Outcome, Plan, Rejection, Sums, ingest_array, ingest_files, start_worker
+from tracked_cls.data.names import printable
 from tracked_cls.data.sources import Sample, Source
 from tracked_cls.errors import UserError
 
@@ -46,7 +49,7 @@ class Intake:
     def rejected(self) -> list[tuple[str, str, str]]:
         """The rejected samples as (path, code, reason)."""
         return [
-            (_printable(sample.path), outcome.code, outcome.reason)
+            (printable(sample.path), outcome.code, outcome.reason)
             for sample, outcome in self.outcomes
             if isinstance(outcome, Rejection)
         ]
@@ -184,8 +187,7 @@ def first_look(source: Source) -> Look:
 def _shape_of(source: Source, sample: Sample) -> tuple[int, int, int] | None:
     path = source.path_of(sample)
     if path is not None:
-        # no file: a folder of frames, or one that decoding will reject
-        return header_shape(path) or next((header_shape(frame) for frame in frame_files(path)[:1]), None)
+        return _shape_of_frames(path) if os.path.isdir(path) else header_shape(path)  # noqa: PTH112 - hot
     try:
         shape = np.shape(source.array(sample))
     except RejectedImage:
@@ -193,6 +195,13 @@ def _shape_of(source: Source, sample: Sample) -> tuple[int, int, int] | None:
     if len(shape) == 2:
         return shape[0], shape[1], 1
     return (shape[-3], shape[-2], shape[-1]) if len(shape) in (3, 4) else None
+
+
+def _shape_of_frames(folder: str) -> tuple[int, int, int] | None:
+    try:
+        return next((header_shape(frame) for frame in frame_files(folder)[:1]), None)
+    except RejectedImage:
+        return None
 
 
 # ---- what is left ----------------------------------------------------------------------------------------------------
@@ -207,11 +216,6 @@ def check_classes_left(intake: Intake, source: Source) -> None:
     left = Counter(label for sample in intake.samples for label in sample.labels)
     for name in source.class_names:
         if not left[name]:
-            lost = {_printable(sample.path) for sample in source.samples if name in sample.labels}
+            lost = {printable(sample.path) for sample in source.samples if name in sample.labels}
             path, _, reason = next(entry for entry in rejected if entry[0] in lost)
             raise UserError(f"class {name!r}: none of its {len(lost)} images can be used, e.g. {path} ({reason})")
-
-
-def _printable(path: str) -> str:
-    """Return a path that can be written as UTF-8, whatever bytes its name is made of."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,35 +1,26 @@
-"""Batches out of a prepared set: which images, in which order, and what is done to them on the way to the network."""
+"""Batches out of a prepared set: which images, in which order, with which targets and weights."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tracked_cls import randomness
-from tracked_cls.compute import Compute
-from tracked_cls.config import LoaderConfig, TransformsConfig
-from tracked_cls.data.cache import Prepared, open_prepared
-from tracked_cls.data.ingest import start_worker
-from tracked_cls.data.preprocess import Geometry, Preprocess
+from tracked_cls.data.cache import Prepared
+from tracked_cls.data.feed import Feed, Keys
+from tracked_cls.data.items import ImageDataset, Indices
+from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.errors import UserError
 from tracked_cls.losses import as_shares
-from tracked_cls.provenance import num_cores
-from tracked_cls.transforms import BatchPipeline, Mixing, SamplePipeline, plan_training
-from tracked_cls.transforms.inference import plan_evaluation
-from tracked_cls.transforms.views import views
 
-Indices = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.uint64]
+__all__ = ["Batch", "Feed", "ImageDataset", "Split", "num_batches", "open_split", "preview", "some"]
 
 
 class Batch(NamedTuple):
@@ -43,211 +34,6 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor | None = None
     views: int = 1
-
-
-class Item(NamedTuple):
-    """One image as it is stored, uint8 [C,S,S] (clips [T,C,S,S]), its label, and the id that names it everywhere."""
-
-    image: Tensor
-    label: Tensor
-    sample_id: str
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """The model's own geometry for what a list of transforms leaves: uint8 [C,H,W] to [C,S,S]."""
-
-    geometry: Geometry
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return _channels_first(self.geometry.apply(np.ascontiguousarray(image.movedim(-3, -1).numpy())))
-
-
-class Request(NamedTuple):
-    """A batch to fetch: positions [B], and a seed for each image [B] where it is to be transformed at random."""
-
-    indices: Indices
-    seeds: npt.NDArray[np.uint64] | None
-
-
-class ImageDataset(Dataset[Item]):
-    """A prepared set as PyTorch sees one. Light to send to a worker process, which opens the files itself."""
-
-    def __init__(
-        self, prepared: Prepared, train: SamplePipeline | None = None, evaluation: SamplePipeline | None = None
-    ) -> None:
-        self.prepared = prepared
-        self.train = train
-        self.evaluation = evaluation
-
-    def __len__(self) -> int:
-        return len(self.prepared.manifest)
-
-    def __getitem__(self, index: int) -> Item:
-        label = torch.as_tensor(np.asarray(self.prepared.manifest.labels[index]))
-        stored = _channels_first(self.prepared.sized(np.array([index])))[0]
-        return Item(stored, label, self.prepared.manifest.ids[index])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.prepared.folder, "train": self.train, "evaluation": self.evaluation}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(open_prepared(state["folder"]), state["train"], state["evaluation"])  # type: ignore[misc]
-
-    def batch(self, request: Request) -> Tensor:
-        """Return images as they leave their transforms: uint8 or float32 [B,C,S,S], [B,V,C,S,S] after five or ten crops.
-
-        A request with seeds is one for training; where no list of transforms works image by image, images come as stored.
-        """
-        pipeline = self.evaluation if request.seeds is None else self.train
-        if pipeline is None:
-            return _channels_first(self.prepared.sized(request.indices))
-        seeds = self.prepared.manifest.keys[request.indices] if request.seeds is None else request.seeds
-        originals = (_channels_first(self.prepared.original(int(index))) for index in request.indices)
-        return torch.stack([pipeline(image, int(seed)) for image, seed in zip(originals, seeds, strict=True)])
-
-
-class _Batches(Dataset[Tensor]):
-    """Lets a DataLoader ask for whole batches."""
-
-    def __init__(self, images: ImageDataset) -> None:
-        self.images = images
-
-    def __getitem__(self, request: Request) -> Tensor:
-        return self.images.batch(request)
-
-
-class _Queue(Sampler[Request]):
-    """The requests of the next pass: workers that live on get other ones each time."""
-
-    def __init__(self) -> None:
-        self.requests: Sequence[Request] = ()
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-
-@dataclass(frozen=True, eq=False)
-class Feed:
-    """The way from a prepared set to a network: transforms, workers, normalisation.
-
-    `train` works on whole batches or image by image, `mixing` on batches after it; `evaluation` is a user's own list for
-    validation and test; `tta` names the views of each image that evaluation looks at, of side `image_size` (None: all of it).
-    """
-
-    prepared: Prepared
-    compute: Compute
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    train: BatchPipeline | SamplePipeline | None = None
-    mixing: Mixing | None = None
-    evaluation: SamplePipeline | None = None
-    tta: str = "none"
-    image_size: int | None = None
-
-    @classmethod
-    def create(cls, prepared: Prepared, compute: Compute, transforms: TransformsConfig, loader: LoaderConfig) -> Feed:
-        """Return the feed that a configuration describes; a transform that does not fit the data is a `UserError`."""
-        geometry, frames = prepared.preprocess.geometry, prepared.preprocess.frames
-        shape, fit = (geometry.channels, geometry.image_size), _Fit(geometry)
-        search, whole_photos = (Path.cwd(),), prepared.pixels is None
-        own = plan_training(transforms, shape, whole_photos=whole_photos, frames=frames, fit=fit, search=search)
-        evaluation = plan_evaluation(transforms, shape, whole_photos=whole_photos, fit=fit, search=search)
-        return cls(prepared, compute, loader, own.images, own.mixing, evaluation)
-
-    def close(self) -> None:
-        """End the worker processes; they start again when they are needed."""
-        self.__dict__.pop("_pool", None)
-
-    def plain(self, batches: Sequence[Indices]) -> Iterator[tuple[Tensor, int]]:
-        """Yield (images for evaluation, normalised, with the views of an image side by side; number of views)."""
-        for images in self._fetch([Request(indices, None) for indices in batches]):
-            seen = images if self.tta == "none" else self._views(images)
-            if seen.dim() == self._image_dims:
-                yield self._finish(self._on_device(seen), self.evaluation), 1
-            else:
-                yield self._finish(self._on_device(seen.flatten(0, 1)), self.evaluation), seen.shape[1]
-
-    def augmented(self, batches: Sequence[Indices], keys: Sequence[Keys], *, seed: int, epoch: int) -> Iterator[Tensor]:
-        """Yield augmented images, normalised. The randomness is a function of (seed, epoch, key)."""
-        by_sample = self.train if isinstance(self.train, SamplePipeline) else None
-        by_batch = self.train if isinstance(self.train, BatchPipeline) else None
-        requests = [
-            Request(indices, randomness.seeds(seed, epoch, own) if by_sample else None)
-            for indices, own in zip(batches, keys, strict=True)
-        ]
-        fetched = self._fetch(requests) if by_sample or self.evaluation is None else map(self._stored, requests)
-        for images, own in zip(fetched, keys, strict=True):
-            scaled = self._on_device(images)
-            drawn = scaled if by_batch is None else by_batch(scaled, own, seed=seed, epoch=epoch)
-            yield self._finish(drawn, by_sample)
-
-    @property
-    def _image_dims(self) -> int:
-        """Dimensions of a batch of inputs: [B,C,S,S], or [B,T,C,S,S] for clips."""
-        return 4 if self.prepared.preprocess.frames is None else 5
-
-    @cached_property
-    def _dataset(self) -> ImageDataset:
-        train = self.train if isinstance(self.train, SamplePipeline) else None
-        return ImageDataset(self.prepared, train, self.evaluation)
-
-    def _stored(self, request: Request) -> Tensor:
-        return _channels_first(self.prepared.sized(request.indices))
-
-    def _fetch(self, requests: Sequence[Request]) -> Iterator[Tensor]:
-        """Yield what `ImageDataset.batch` makes of each request, in order, in worker processes where that is wanted."""
-        if self._workers == 0:
-            yield from (self._dataset.batch(request) for request in requests)
-            return
-        queue, loader = self._pool
-        queue.requests = requests
-        yield from loader
-
-    @property
-    def _workers(self) -> int:
-        if self.loader.workers is not None:
-            return self.loader.workers
-        from_cache = self.prepared.pixels is not None and self._dataset.train is None and self.evaluation is None
-        return 0 if from_cache else num_cores()
-
-    @cached_property
-    def _pool(self) -> tuple[_Queue, DataLoader[Tensor]]:
-        queue = _Queue()
-        pin = self.loader.pin_memory
-        loader = DataLoader(
-            _Batches(self._dataset),
-            batch_size=None,
-            sampler=queue,
-            num_workers=self._workers,
-            prefetch_factor=self.loader.prefetch,
-            persistent_workers=True,
-            pin_memory=self.compute.device.type == "cuda" if pin is None else pin,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own: a draw from the global one would move dropout
-        )
-        return queue, loader
-
-    def _views(self, images: Tensor) -> Tensor:
-        """Return [B,V,C,S,S] of uint8 [B,C,R,R]; clips [B,V,T,C,S,S] of [B,T,C,R,R]."""
-        size = self.image_size or images.shape[-1]
-        return _channels_first(np.ascontiguousarray(views(images.movedim(-3, -1).numpy(), size, self.tta)))
-
-    def _on_device(self, images: Tensor) -> Tensor:
-        """Return images on the device, uint8 ones as float32 in [0, 1]."""
-        placed = images.to(self.compute.device, non_blocking=True)
-        return placed.float().div_(255.0) if placed.dtype == torch.uint8 else placed
-
-    def _finish(self, images: Tensor, pipeline: SamplePipeline | None) -> Tensor:
-        """Normalise, unless a list of transforms has done so."""
-        if pipeline is not None and pipeline.normalises:
-            return self.compute.place_images(images)
-        preprocess = self.prepared.preprocess
-        mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
-        std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
-        return self.compute.place_images((images - mean) / std)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +74,10 @@ class Split:
         for indices, batch_keys, images in zip(chosen, own, images_of, strict=True):
             mixed, targets = self.mix(images, indices, batch_keys, seed=seed, epoch=epoch)
             yield Batch(mixed, targets, self._weights_of(indices))
+
+    def chosen(self, *, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+        """Return the positions in the manifest of each batch of an epoch."""
+        return np.array_split(self._order(seed, epoch), num_batches(len(self), batch_size))
 
     def _order(self, seed: int, epoch: int) -> Indices:
         """Return the positions that an epoch visits: all of them once, or drawn with replacement by a sampler."""
@@ -402,14 +192,3 @@ def _occurrences(keys: Keys, order: Indices) -> Keys:
     ordinal = np.empty(len(order), np.uint64)
     ordinal[by_index] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
     return randomness.nth(keys, ordinal)
-
-
-def _channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Return uint8 [...,H,W,C] as a tensor [...,C,H,W], channels last in memory, as the cache is."""
-    return torch.from_numpy(np.asarray(pixels)).movedim(-1, -3)
-
-
-def _start_worker(_: int) -> None:
-    """Set a loading process up: as one that decodes, and SIGTERM, by which the loader ends it, ends it."""
-    start_worker()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

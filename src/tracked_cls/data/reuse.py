@@ -13,6 +13,7 @@ from PIL import __version__ as pillow_version
 from tracked_cls.data.cache import FORMAT_VERSION, Prepared, open_prepared, verify_prepared
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.ingest import Outcome, Plan, Record, Rejection
+from tracked_cls.data.names import is_utf8
 from tracked_cls.data.sources import Sample, Source
 from tracked_cls.errors import UserError
 
@@ -63,17 +64,9 @@ def _identity(source: Source, sample: Sample) -> tuple[str, int, int] | None:
     path, stamp = source.path_of(sample), source.stamp(sample)
     if path is None:
         return f"{source.fingerprint} {sample.path}", 0, 0
-    if stamp is None or not _is_utf8(path):
+    if stamp is None or not is_utf8(path):
         return None
     return path, *stamp
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def known_outcomes(earlier: Path | None, source: Source, plan: Plan) -> Mapping[str, Outcome]:

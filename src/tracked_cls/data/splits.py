@@ -56,7 +56,7 @@ def assign_splits(listing: Listing, cfg: DataConfig) -> Splits:
         _draw_groups(splits, listing, missing, cfg.split_seed)
     else:
         _draw_by_class(splits, listing, missing, cfg.split_seed)
-    _check(splits, listing.labels, listing.classes)
+    _check(splits, listing.labels, listing.classes, num_groups=len(set(listing.groups) - {""}))
     return splits
 
 
@@ -166,16 +166,17 @@ def _distance(counts: Indices, target: npt.NDArray[np.float64]) -> float:
 # ---- what must hold in the end ---------------------------------------------------------------------------------------
 
 
-def _check(splits: Splits, labels: Labels, classes: Sequence[str]) -> None:
+def _check(splits: Splits, labels: Labels, classes: Sequence[str], *, num_groups: int = 0) -> None:
     """Refuse splits that cannot be learnt from, or that cannot tell what was learnt."""
     counts = [class_counts(labels[splits == code], len(classes)) for code in range(len(SPLITS))]
     sizes = ", ".join(f"{np.count_nonzero(splits == code)} {split}" for code, split in enumerate(SPLITS))
+    cure = f"the groups, {num_groups} in all, stay whole: make them smaller, or {_CURE}" if num_groups else _CURE
     for label in np.flatnonzero(counts[_TRAIN] == 0).tolist():
         own = ", ".join(f"{count[label]} {split}" for count, split in zip(counts, SPLITS, strict=True))
-        raise UserError(f"class {classes[label]!r} has no training image ({own}); {_CURE}")
+        raise UserError(f"class {classes[label]!r} has no training image ({own}); {cure}")
     for code in (_VAL, _TEST):
         if code not in splits:
-            raise UserError(f"the {SPLITS[code]} split has no images ({sizes}); {_CURE}")
+            raise UserError(f"the {SPLITS[code]} split has no images ({sizes}); {cure}")
 
 
 # ---- folds -----------------------------------------------------------------------------------------------------------
@@ -184,27 +185,37 @@ def _check(splits: Splits, labels: Labels, classes: Sequence[str]) -> None:
 def k_folds(manifest: Manifest, folds: int, fold: int, seed: int) -> Manifest:
     """Return the samples with train and val divided anew: part `fold` of `folds` stratified parts is val; test stays.
 
-    Groups stay whole; images with several labels are stratified by their rarest one. A class with fewer images (or groups)
-    than folds is a `UserError`.
+    Groups stay whole, and without groups the exact copies of a picture: in two folds, one would have been seen. Images with
+    several labels are stratified by their rarest one. A class with fewer images (or groups) than folds is a `UserError`.
     """
     splits = np.array(manifest.splits)
     pool = np.flatnonzero(splits != _TEST)
     labels = np.asarray(manifest.labels)
-    units = _folded_units(manifest, pool)
-    _check_enough(labels[pool], units, folds, manifest.classes)
+    groups = _group_numbers(manifest, pool)
+    first, copy_of = _copies(manifest, pool) if groups is None else (np.arange(len(pool)), np.arange(len(pool)))
+    _check_enough(labels[pool[first]], groups, folds, manifest.classes)
     splits[pool] = _TRAIN
-    splits[pool[_part(strata_of(labels)[pool], units, folds, fold, seed)]] = _VAL
+    part = _part(strata_of(labels)[pool[first]], groups, folds, fold, seed)
+    splits[pool[np.isin(copy_of, part)]] = _VAL
     _check(splits, labels, manifest.classes)
     return manifest.with_splits(splits)
 
 
-def _folded_units(manifest: Manifest, pool: Indices) -> Indices | None:
+def _group_numbers(manifest: Manifest, pool: Indices) -> Indices | None:
     """Return the number of each sample's group [N]; None where there are no groups."""
     groups = [manifest.groups[index] for index in pool.tolist()]
     if not any(groups):
         return None
     names = [f"group {group}" if group else f"sample {index}" for index, group in enumerate(groups)]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _copies(manifest: Manifest, pool: Indices) -> tuple[Indices, Indices]:
+    """Return the positions [M] of the first of each picture, ascending, and which of them each sample [N] is a copy of."""
+    pictures = [manifest.ids[index].partition("-")[0] for index in pool.tolist()]
+    number: dict[str, int] = {}
+    copy_of = np.array([number.setdefault(picture, len(number)) for picture in pictures], np.int64)
+    return np.unique(copy_of, return_index=True)[1].astype(np.int64), copy_of
 
 
 def _part(strata: Indices, units: Indices | None, folds: int, fold: int, seed: int) -> Indices:

@@ -17,15 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tracked_cls import randomness
 from tracked_cls.config import TransformSpec
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Numbers = float | Sequence[float]
-Fill = float | Sequence[float] | None
+from tracked_cls.transforms.warps import Fill, Floats, Numbers, affine, crop, per_channel, within
 
 
 class NotInBatches(Exception):  # noqa: N818 - a finding, from which `plan_training` draws its conclusion
@@ -163,10 +158,10 @@ class RandomErasing:
         height, width = images.shape[-2:]
         tall, wide, fits = self._shapes(u[:, 1:11], u[:, 11:21], height, width)
         top, left = np.floor(u[:, 21] * (height - tall + 1)), np.floor(u[:, 22] * (width - wide + 1))
-        rows, columns = _within(np.arange(height), top, tall), _within(np.arange(width), left, wide)
+        rows, columns = within(np.arange(height), top, tall), within(np.arange(width), left, wide)
         blank = ((u[:, 0] < self.p) & fits)[:, None, None] & rows[:, :, None] & columns[:, None, :]
         assert not isinstance(self.value, str)
-        return torch.where(torch.from_numpy(blank[:, None]).to(images.device), _per_channel(self.value, images), images)
+        return torch.where(torch.from_numpy(blank[:, None]).to(images.device), per_channel(self.value, images), images)
 
     def _shapes(
         self, area_u: Floats, aspect_u: Floats, height: int, width: int
@@ -272,80 +267,6 @@ def flat(specs: Sequence[TransformSpec]) -> Iterator[tuple[str, dict[str, Any]]]
                 yield name, args
 
 
-def affine(
-    images: Tensor,
-    angle: Floats,
-    translate: Floats,
-    scale: Floats,
-    shear: Floats,
-    *,
-    interpolation: str = "bilinear",
-    fill: Fill = 0.0,
-) -> Tensor:
-    """Return torchvision's ``functional.affine`` with parameters of its own for each image.
-
-    `angle` [B] in degrees, `translate` [B,2] in pixels, `scale` [B], `shear` [B,2] in degrees.
-    """
-    maps = torch.from_numpy(_inverse_maps(angle, translate, scale, shear)).to(images.device, torch.float32)
-    grid = _grid(maps, *images.shape[-2:])
-    if fill is None:
-        return functional.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
-    # torchvision's own arithmetic: how much of each pixel comes from inside is sampled along as one more channel
-    masked = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
-    sampled = functional.grid_sample(masked, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
-    inside, colour = sampled[:, -1:], _per_channel(fill, images)
-    if interpolation == "nearest":
-        return torch.where(inside < 0.5, colour, sampled[:, :-1])
-    return (sampled[:, :-1] - colour) * inside + colour
-
-
-def crop(images: Tensor, offsets: Integers, size: tuple[int, int], mode: str = "constant", fill: Fill = 0.0) -> Tensor:
-    """Return windows [B,C,*size] of images padded without end, each at its (top, left) among `offsets` [B,2]."""
-    rows, columns = (offsets[:, axis, None] + np.arange(size[axis]) for axis in (0, 1))
-    height, width = images.shape[-2:]
-    from_row, from_column = (torch.from_numpy(_source(at, n, mode)).to(images.device)
-                             for at, n in ((rows, height), (columns, width)))  # fmt: skip
-    index = torch.arange(len(images), device=images.device)[:, None, None]
-    window = images.permute(0, 2, 3, 1)[index, from_row[:, :, None], from_column[:, None, :]].permute(0, 3, 1, 2)
-    if mode != "constant":
-        return window
-    inside = _within(rows, 0, height)[:, :, None] & _within(columns, 0, width)[:, None, :]
-    return torch.where(torch.from_numpy(inside[:, None]).to(images.device), window, _per_channel(fill or 0.0, images))
-
-
-def _inverse_maps(angle: Floats, translate: Floats, scale: Floats, shear: Floats) -> Floats:
-    """Return [B,2,3] maps from output to input in pixels from the centre, as torchvision's _get_inverse_affine_matrix."""
-    turn, (sx, sy) = np.deg2rad(angle), np.deg2rad(shear).T
-    a, c = np.cos(turn - sy) / np.cos(sy), np.sin(turn - sy) / np.cos(sy)
-    b, d = -(a * np.tan(sx) + np.sin(turn)), np.cos(turn) - c * np.tan(sx)
-    maps = np.empty((len(angle), 2, 3))
-    maps[:, 0, 0], maps[:, 0, 1] = d / scale, -b / scale
-    maps[:, 1, 0], maps[:, 1, 1] = -c / scale, a / scale
-    maps[:, :, 2] = -(maps[:, :, 0] * translate[:, :1] + maps[:, :, 1] * translate[:, 1:])
-    return maps
-
-
-def _grid(maps: Tensor, height: int, width: int) -> Tensor:
-    """Return where each output pixel comes from, [B,H,W,2] in grid_sample's coordinates.
-
-    Ten times as fast as affine_grid, and free of a matrix product, whose last bit would depend on the batch.
-    """
-    x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=maps.device)
-    y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=maps.device)[:, None]
-    maps = (maps / torch.tensor([[width / 2], [height / 2]], device=maps.device))[..., None, None]
-    return (maps[:, :, 0] * x + maps[:, :, 1] * y + maps[:, :, 2]).permute(0, 2, 3, 1)
-
-
-def _source(positions: Integers, size: int, mode: str) -> Integers:
-    """Return which of 0..size-1 stands at each position of an axis that is padded without end."""
-    if mode == "reflect":
-        positions = size - 1 - np.abs(size - 1 - np.abs(positions))
-    elif mode == "symmetric":
-        positions = np.where(positions < 0, -1 - positions, positions)
-        positions = np.where(positions >= size, 2 * size - 1 - positions, positions)
-    return np.clip(positions, 0, size - 1)
-
-
 def _build(name: str, args: dict[str, Any], scale: _Scale, size: int | None) -> BatchTransform:
     _only(name in TRANSFORMS, name)
     kind = TRANSFORMS[name]
@@ -373,12 +294,6 @@ def _only(holds: bool, what: str) -> None:
         raise NotInBatches(what)
 
 
-def _per_channel(values: Numbers, images: Tensor) -> Tensor:
-    """Return [1,C,1,1] or [1,1,1,1]; the channels of a clip are those of its frames, one frame after the other."""
-    tensor = torch.tensor(values, dtype=torch.float32, device=images.device).reshape(1, -1, 1, 1)
-    return tensor if tensor.shape[1] == 1 else tensor.repeat(1, images.shape[1] // tensor.shape[1], 1, 1)
-
-
 def _span(value: Numbers) -> tuple[float, ...]:
     """Return (-value, value) for a number, and numbers as they are."""
     return tuple(value) if isinstance(value, Sequence) else (-value, value)
@@ -397,9 +312,3 @@ def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 
 def _between(u: Floats, low: float | Floats, high: float | Floats) -> Floats:
     return low + (high - low) * u
-
-
-def _within(positions: Integers, start: float | Floats, size: float | Floats) -> npt.NDArray[np.bool_]:
-    """Return which positions lie in start..start+size; starts [B] against positions [N] give [B,N]."""
-    start, size = (np.asarray(value)[..., None] for value in (start, size))
-    return np.asarray((positions >= start) & (positions < start + size))

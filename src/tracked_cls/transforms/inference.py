@@ -31,17 +31,24 @@ def lasting(specs: Sequence[TransformSpec]) -> list[str]:
     return [name for spec in trimmed(specs) for name in spec if name not in _HARMLESS]
 
 
-def normalisation(cfg: TransformsConfig, own: tuple[Values, Values]) -> tuple[Values, Values]:
-    """Return (mean, std) per channel as ``transforms.normalize``, or a Normalize in the lists, says; `own` are the data's."""
+def normalisation(
+    cfg: TransformsConfig, own: tuple[Values, Values], of_weights: tuple[Values, Values] | None = None
+) -> tuple[Values, Values]:
+    """Return (mean, std) per channel as ``transforms.normalize``, or a Normalize in the lists, says.
+
+    `own` are the data's, `of_weights` those of the weights that training starts from, which ``auto`` follows.
+    """
     channels = len(own[0])
     if cfg.own_normalisation is not None:
         return _as_given(cfg.own_normalisation.get("mean"), channels), _as_given(cfg.own_normalisation.get("std"), channels)
-    if cfg.normalize in ("auto", "data"):
-        return own
-    mean, std = lookup(cfg.normalize, _NORMALISATIONS, "transforms.normalize")
-    if channels == 1 and cfg.normalize == "imagenet":  # the grey mean of what colour filters were trained on
-        return (sum(mean) / 3,), (sum(std) / 3,)
-    return mean[:channels], std[:channels]
+    named = {**_NORMALISATIONS, "data": own, "auto": of_weights or own}
+    mean, std = lookup(cfg.normalize, named, "transforms.normalize")
+    return _for_channels(mean, channels), _for_channels(std, channels)
+
+
+def _for_channels(values: Values, channels: int) -> Values:
+    """Return numbers for so many channels: grey takes the mean of the colours', and colours take grey's."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _as_given(values: object, channels: int) -> Values:
@@ -74,7 +81,7 @@ def pixel_transform(
         raise UserError("transforms.predict: leave out Normalize: the model's own preprocessing follows")
 
     def apply(pixels: Pixels) -> Pixels:
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)
+        image = torch.from_numpy(np.require(pixels, requirements=["C", "W", "E"])).movedim(-1, -3)
         (out,) = pipeline.run(image, zlib.crc32(pixels.tobytes()))
         levels = out if out.dtype == torch.uint8 else out.clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(levels.movedim(-3, -1).numpy())

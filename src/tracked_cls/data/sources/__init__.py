@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 from tracked_cls.config import DataConfig
 from tracked_cls.config.data import SplitSource
-from tracked_cls.data.sources.base import SPLITS, ArraySource, FileSource, Sample, Source, Stamp, natural_key
+from tracked_cls.data.files import Stamp, list_clips, list_images
+from tracked_cls.data.names import natural_key
+from tracked_cls.data.sources.base import SPLITS, ArraySource, FileSource, Sample, Source
 from tracked_cls.data.sources.composite import CompositeSource
 from tracked_cls.data.sources.digits import scan_digits
-from tracked_cls.data.sources.files import list_clips, list_images
 from tracked_cls.data.sources.folder import scan_folder
 from tracked_cls.data.sources.idx import read_idx, scan_idx
 from tracked_cls.data.sources.python import scan_python
@@ -47,6 +48,7 @@ def scan(cfg: DataConfig, root: Path | None, others: Mapping[str, Path | None] =
 
 def _scan_part(cfg: DataConfig, split: str, place: SplitSource, root: Path | None) -> Source:
     own = {key: getattr(place, key) for key in ("source", "name", "root", "table", "dataset")}
+    own["dataset_args"] = cfg.dataset_args if place.dataset_args is None else place.dataset_args
     try:
         return scan(cfg.model_copy(update={**own, "val": SplitSource(), "test": SplitSource()}), root)
     except UserError as error:  # it speaks of data.root and the like

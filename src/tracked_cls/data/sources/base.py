@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracked_cls.data.decode import Pixels
+from tracked_cls.data.files import Stamp
+from tracked_cls.data.names import is_utf8, natural_key
 from tracked_cls.data.sources.patterns import captured
 from tracked_cls.errors import UserError
 
 SPLITS = ("train", "val", "test")
+SPLIT_OF_WORD = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}  # as folders and columns say it
 
 
 class Sample(NamedTuple):
@@ -101,9 +104,6 @@ class Source(ABC):
         """Return what tells that a sample's file has not changed since it was last read; None where nothing does."""
 
 
-Stamp = tuple[int, int]  # size in bytes (frames: of all files together), mtime in ms (frames: the latest)
-
-
 class FileSource(Source):
     """Samples that are image files, or folders of frames, below `root`."""
 
@@ -111,7 +111,7 @@ class FileSource(Source):
         self, name: str, root: Path, fingerprint: str, samples: Sequence[Sample], stamps: Mapping[str, Stamp], **about: Any
     ) -> None:
         super().__init__(name, fingerprint, **about)
-        self.root = root
+        self._root = str(root)
         self._samples = samples
         self._stamps = stamps
 
@@ -120,7 +120,7 @@ class FileSource(Source):
 
     def path_of(self, sample: Sample) -> str:
         """Return the file of a sample, or the folder of its frames."""
-        return str(self.root / sample.path)
+        return os.path.join(self._root, sample.path)  # noqa: PTH118 - hot
 
     def array(self, sample: Sample) -> Pixels:
         """Never called: a file is decoded."""
@@ -164,12 +164,6 @@ class ArraySource(Source):
 Arrays = Mapping[Sample, Pixels]
 
 
-def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
-    """Return a sort key that orders runs of digits by value, and equal ones by spelling."""
-    parts = re.split(r"([0-9]+)", text)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), text
-
-
 def split_order(split: str | None) -> int:
     """Return the place of a split among the splits; samples without one come first."""
     return -1 if split is None else SPLITS.index(split)
@@ -192,7 +186,7 @@ def _check_classes(samples: Sequence[Sample], where: str, *, multi_label: bool) 
     if len(names) < fewest:
         found = ", ".join(map(repr, names)) or "none"
         raise UserError(f"{where}: a classifier needs at least {fewest} classes, found {len(names)}: {found}")
-    odd = next((name for name in names if not _is_utf8(name)), None)
+    odd = next((name for name in names if not is_utf8(name)), None)
     if odd is not None:
         raise UserError(f"{where}: the class name {odd!r} is not valid UTF-8; rename it")
     by_folded: dict[str, str] = {}
@@ -206,11 +200,3 @@ def _check_classes(samples: Sequence[Sample], where: str, *, multi_label: bool) 
         for label in sample.labels:
             if label not in learnt:
                 raise UserError(f"{where}: class {label!r} is in {sample.split}, but has no images in train")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

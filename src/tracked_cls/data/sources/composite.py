@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from tracked_cls.data.decode import Pixels
-from tracked_cls.data.sources.base import Sample, Source, Stamp, digest
+from tracked_cls.data.files import Stamp
+from tracked_cls.data.sources.base import Sample, Source, digest
 from tracked_cls.errors import UserError
 
 

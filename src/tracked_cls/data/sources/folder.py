@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tracked_cls.config import DataConfig
 from tracked_cls.data.decode import EXTENSIONS
-from tracked_cls.data.sources.base import FileSource, Sample, digest, natural_key
-from tracked_cls.data.sources.files import File, folders, stamp_of_frames, walk
+from tracked_cls.data.files import File, folders, stamp_of_frames, unread_formats, walk
+from tracked_cls.data.names import natural_key
+from tracked_cls.data.sources.base import SPLIT_OF_WORD, FileSource, Sample, digest
 from tracked_cls.data.sources.patterns import captured
 from tracked_cls.errors import UserError
 
-_SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _PREFIX = r"(?:^|/)([^/_\-. ]+)[^/]*\Z"  # of the file name, up to the first _ - . or blank
 
 
@@ -21,7 +21,7 @@ def scan_folder(cfg: DataConfig, root: Path | None) -> FileSource:
     """Return the images below a folder; raises `UserError` for a layout that classes cannot be read from."""
     flat = cfg.label_pattern is not None  # folders mean nothing then, split folders aside
     root = _existing(root, "the images" if flat else "one folder per class")
-    images, num_ignored = walk(root)
+    images, others = walk(root)
     top = sorted(folders(root), key=natural_key)
     _check_images(root, top, images, flat=flat)
     split_folders = _split_folders(root, top, images, flat=flat)
@@ -35,8 +35,9 @@ def scan_folder(cfg: DataConfig, root: Path | None) -> FileSource:
         Sample(path, (label,), split_of.get(path[: path.find("/") + 1])) for path, label in zip(clips, labels, strict=True)
     ]
     stamps = {path: stamp_of_frames(files) for path, files in clips.items()}
-    about = {"multi_label": cfg.multi_label, "group_pattern": cfg.group_pattern, "num_ignored": num_ignored}
-    return FileSource(cfg.label, root, digest(sorted(images)), samples, stamps, **about)
+    about = {"multi_label": cfg.multi_label, "group_pattern": cfg.group_pattern, "num_ignored": len(others)}
+    notes = unread_formats(others, root)
+    return FileSource(cfg.label, root, digest(sorted(images)), samples, stamps, notes=list(notes), **about)
 
 
 def _existing(root: Path | None, holds: str) -> Path:
@@ -59,7 +60,7 @@ def _check_images(root: Path, top: Sequence[str], images: Sequence[File], *, fla
 
 
 def _is_split_layout(root: Path, name: str) -> bool:
-    return name in _SPLIT_OF_FOLDER and (root / name).is_dir() and bool(folders(root / name))
+    return name in SPLIT_OF_WORD and (root / name).is_dir() and bool(folders(root / name))
 
 
 def _split_folders(root: Path, top: Sequence[str], images: Sequence[File], *, flat: bool) -> dict[str, str]:
@@ -71,11 +72,11 @@ def _split_folders(root: Path, top: Sequence[str], images: Sequence[File], *, fl
     direct = set() if flat else {path.split("/")[0] for path, _, _ in images if path.count("/") == 1}
     has_train = "train" in with_images if flat else "train" not in direct and _is_split_layout(root, "train")
     if not has_train:
-        if top and set(top) <= set(_SPLIT_OF_FOLDER) and not direct:
+        if top and set(top) <= set(SPLIT_OF_WORD) and not direct:
             holds = "images" if flat else "one folder per class"
             raise UserError(f"{root}: there is no folder 'train' with {holds} in it, only {', '.join(top)}; add it")
         return {}
-    found = {name: _SPLIT_OF_FOLDER[name] for name in top if name in _SPLIT_OF_FOLDER}
+    found = {name: SPLIT_OF_WORD[name] for name in top if name in SPLIT_OF_WORD}
     doubled = [split for split, count in Counter(found.values()).items() if count > 1]
     if doubled:
         names = ", ".join(name for name, split in found.items() if split in doubled)

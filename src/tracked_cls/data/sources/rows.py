@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tracked_cls.data.sources.base import SPLITS, Sample, natural_key
+from tracked_cls.data.names import natural_key
+from tracked_cls.data.sources.base import SPLIT_OF_WORD, Sample
 from tracked_cls.errors import UserError, did_you_mean
 
-_SPLIT_OF_WORD = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
 _LARGEST_WEIGHT = 3.4e38  # weights are stored as float32
 
 
@@ -60,9 +60,9 @@ class Checker:
     def _split(self, row: Row) -> str | None:
         if not row.split:
             return None
-        split = _SPLIT_OF_WORD.get(row.split.lower())
+        split = SPLIT_OF_WORD.get(row.split.lower())
         if split is None:
-            near = did_you_mean(row.split, _SPLIT_OF_WORD)
+            near = did_you_mean(row.split, SPLIT_OF_WORD)
             raise self.error(row, "E_SPLIT", f"the split must be train, val, test or empty, got {row.split!r}{near}")
         return split
 

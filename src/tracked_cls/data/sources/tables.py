@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tracked_cls.config import DataConfig
 from tracked_cls.config.data import ColumnsConfig, table_endings
-from tracked_cls.data.sources.base import FileSource, Sample, Stamp, digest, natural_key
-from tracked_cls.data.sources.files import MISSING, File, entries, stamp_of, stamp_of_frames, walk
+from tracked_cls.data.files import MISSING, File, Stamp, entries, stamp_of, stamp_of_frames, walk
+from tracked_cls.data.names import natural_key
+from tracked_cls.data.sources.base import FileSource, Sample, digest
 from tracked_cls.data.sources.places import EscapeError, Places
 from tracked_cls.data.sources.readers import Table, read_table
 from tracked_cls.data.sources.rows import Checker, Row

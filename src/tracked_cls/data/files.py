@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tracked_cls.data.decode import EXTENSIONS
-from tracked_cls.data.sources.base import Stamp, natural_key
+from tracked_cls.data.decode import EXTENSIONS, RejectedImage
+from tracked_cls.data.names import natural_key
 from tracked_cls.errors import UserError
 
+_UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 _SKIPPED_FOLDERS = {"__MACOSX"}
 File = tuple[str, int, int]  # path relative to the root, size in bytes, mtime in ms
+Stamp = tuple[int, int]  # size in bytes (frames: of all files together), mtime in ms (frames: the latest)
 MISSING: Stamp = (-1, 0)
 
 
-def walk(root: Path) -> tuple[list[File], int]:
-    """Return every image file below root, and the number of other visible files. Links are followed, circles are not."""
+def walk(root: Path) -> tuple[list[File], list[str]]:
+    """Return every image file below root, and the paths of other visible files. Links are followed, circles are not."""
     images: list[File] = []
-    num_ignored = 0
+    others: list[str] = []
     for path, entry, is_image in entries(root):
         if is_image:
             images.append((path, *_stamp(entry)))
         else:
-            num_ignored += 1
-    return images, num_ignored
+            others.append(path)
+    return images, others
 
 
 def entries(root: Path) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
@@ -57,6 +59,17 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - hot, and names may be odd
 
 
+def unread_formats(others: Iterable[str], root: Path) -> Iterator[str]:
+    """Say which of the files that are passed over hold pictures all the same."""
+    found = sorted(path for path in others if path.lower().endswith(_UNREAD))
+    if found:
+        endings = ", ".join(sorted({os.path.splitext(path)[1].lower() for path in found}))  # noqa: PTH122 - names may be odd
+        yield (
+            f"W_FORMAT: {len(found)} pictures below {root} have formats that are not read ({endings}), e.g. {found[0]!r}; "
+            "they are left out; save them as JPEG or PNG"
+        )
+
+
 def folders(folder: Path) -> list[str]:
     """Return the names of the visible folders in a folder."""
     return [entry.name for entry in _visible(str(folder)) if entry.is_dir()]
@@ -87,3 +100,14 @@ def list_images(root: Path) -> list[str]:
 def list_clips(root: Path) -> list[str]:
     """Return the image files, and the folders that hold images, directly in a folder: what a model of frames is asked about."""
     return sorted({path.split("/")[0] for path in list_images(root)}, key=natural_key)
+
+
+def frame_files(folder: str) -> list[str]:
+    """Return the frames of a clip: every image below its folder, the very files its stamp is made of, in natural order.
+
+    Raises `RejectedImage` for a folder that may not be read.
+    """
+    try:
+        return [f"{folder}/{name}" for name in list_images(Path(folder))]
+    except UserError as error:
+        raise RejectedImage("E_PERMISSION", str(error)) from None

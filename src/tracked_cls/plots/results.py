@@ -1,4 +1,4 @@
-"""Pictures of results, drawn off screen."""
+"""Pictures of results and of images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from tracked_cls.plots.lettering import lettering
 
 _TRAIN, _VAL, _BEST = "#7a8699", "#1f6feb", "#d1480f"
 _MAX_WRITTEN_CLASSES = 30
@@ -27,6 +29,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, path: Path) 
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+@lettering()
 def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix [true, predicted], coloured by the share of each true class."""
     side = min(3.2 + 0.42 * len(classes), 16)
@@ -47,6 +50,7 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str], path: Path)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+@lettering()
 def sample(original: npt.NDArray[np.uint8] | None, row: npt.NDArray[np.uint8], title: str, path: Path) -> None:
     """Draw one image uint8 [H,W,C] as it came (if it is known), then `row` uint8 [1+draws,S,S,C]: plain and its draws."""
     came = [] if original is None else [(original, f"as it came, {original.shape[1]} x {original.shape[0]}")]

@@ -1,0 +1,155 @@
+"""What a training run works with, resolved and held open before it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tracked_cls import checkpoint, models, optim, preparation
+from tracked_cls.beginning import Beginning, open_beginning
+from tracked_cls.checkpoint import Attempt
+from tracked_cls.compute import Compute, fitting_batch_size, is_precise, make_compute
+from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, workspace
+from tracked_cls.console import say
+from tracked_cls.data.cache import Prepared
+from tracked_cls.data.loaders import Feed, Split, open_split, some
+from tracked_cls.models import Shape
+from tracked_cls.tracking import Run, Tracker
+from tracked_cls.transforms import check
+from tracked_cls.transforms.inference import normalisation
+
+_CHECKED = 64  # images of the self-check of mixed precision
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a run works with. The options are resolved: no ``auto`` is left that decides the result."""
+
+    cfg: TrainConfig
+    feed: Feed
+    beginning: Beginning
+    shape: Shape
+    train: Split
+    val: Split
+    tracked: Run
+    attempt: Attempt
+    kind: str
+
+    @property
+    def policy(self) -> CheckpointConfig:
+        """Which checkpoints stay, with those that an average in the end is made of."""
+        kept = max(self.cfg.checkpoint.keep_best, self.cfg.training.average_best or 1)
+        return self.cfg.checkpoint.model_copy(update={"keep_best": kept})
+
+
+@contextmanager
+def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> Iterator[Job]:
+    """Check, prepare what is missing, and hold the run and its local state open."""
+    models.check_name(cfg.model.name)
+    optim.check(cfg.optimizer)
+    check_transforms(cfg)
+    compute = make_compute(
+        cfg.device, cfg.threads, cfg.performance,
+        precision=cfg.training.precision, channels_last=cfg.training.channels_last,
+    )  # fmt: skip
+    beginning = open_beginning(cfg, tracker)
+    found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
+    prepared = _normalised(found, cfg.transforms, beginning)
+    compute = _precise(cfg, prepared, compute, beginning)
+    cfg = _resolved(cfg, prepared, compute)
+    store = workspace(cfg.tracking) / cfg.checkpoint.store
+    with (
+        closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
+        checkpoint.open_attempt(store, key(cfg, kind, prepared, beginning), resume=cfg.resume == "auto") as attempt,
+    ):
+        title = name or f"{cfg.model.name} on {prepared.manifest.name}"
+        train, val = _splits(cfg, feed)
+        with tracker.begin(kind, title, continue_id=attempt.run_id) as tracked:
+            attempt.adopt(tracked.run_id)
+            yield Job(cfg, feed, beginning, _shape(prepared), train, val, tracked, attempt, kind)
+        attempt.end("FINISHED")
+
+
+def check_transforms(cfg: TrainConfig) -> None:
+    """Build and try the lists of transforms before any data are touched, for the likeliest shape of the images."""
+    shape = (cfg.data.channels or 3, cfg.data.image_size or 224)
+    check(cfg.transforms, shape, whole_photos=cfg.data.cache == "files", frames=cfg.data.frames, search=(Path.cwd(),))
+
+
+def _normalised(prepared: Prepared, cfg: TransformsConfig, beginning: Beginning) -> Prepared:
+    """Return a prepared set with the mean and std that its configuration asks for in place of the data's own."""
+    own = prepared.preprocess
+    mean, std = normalisation(cfg, (own.mean, own.std), beginning.normalisation)
+    return replace(prepared, preprocess=replace(own, mean=mean, std=std))
+
+
+def _shape(prepared: Prepared) -> Shape:
+    geometry = prepared.preprocess.geometry
+    return Shape(len(prepared.manifest.classes), geometry.channels, geometry.image_size, prepared.preprocess.frames)
+
+
+def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainConfig:
+    """Return the configuration with threads, batch size and debug modes as plain values."""
+    options: dict[str, object] = {"threads": compute.threads}
+    if cfg.batch_size is None:
+        options["batch_size"] = _fitting(cfg, prepared, compute)
+    if cfg.fast_dev_run:
+        largest = max(int(options.get("batch_size", cfg.batch_size or 0)), len(prepared.manifest.classes))  # type: ignore[call-overload]
+        options |= {"epochs": 1, "limit": largest, "training": cfg.training.model_copy(update={"max_steps": 1})}
+    if cfg.overfit_batches is not None:
+        options["transforms"] = cfg.transforms.model_copy(update={"train": []})
+    return cfg.model_copy(update=options)
+
+
+def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
+    shape = _shape(prepared)
+    network = compute.place(models.make_model(cfg.model, shape))
+    count = len(prepared.manifest.indices("train"))
+    size = fitting_batch_size(network, shape.blank, compute, train_images=count)
+    say(f"batch_size=auto: {size}")
+    return size
+
+
+def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
+    """Return what is trained and what is validated on."""
+    train, val = (open_split(feed, name, limit=cfg.limit) for name in ("train", "val"))
+    if cfg.overfit_batches is not None:
+        assert cfg.batch_size is not None
+        train = some(train, cfg.overfit_batches * cfg.batch_size * cfg.training.accumulate)
+        val = train
+    return train, val
+
+
+def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> Compute:
+    """Return float32 in place of a mixed precision that fails its self-check on the network as training begins with it."""
+    if compute.half is None:
+        return compute
+    torch.manual_seed(cfg.seed)
+    network = compute.place(models.make_model(cfg.model, _shape(prepared)))
+    beginning.give(network)
+    sample = some(open_split(Feed(prepared, compute), "train"), _CHECKED)
+    (batch,) = sample.eval_batches(len(sample))
+    if is_precise(network, batch.images, compute):
+        return compute
+    say(
+        f"warning: training.precision={cfg.training.precision} gives other logits than float32 in this network; float32 is used"
+    )
+    return replace(compute, half=None)
+
+
+def key(cfg: TrainConfig, kind: str, prepared: Prepared, beginning: Beginning) -> str:
+    """Return the name of the local state: the kind, and a digest of everything that decides the result."""
+    recipe = cfg.model_dump(mode="json", exclude={"data", "tracking", "checkpoint", "promote", "device", "resume", "folds"})
+    for key in ("eval_batch_size", "profile"):
+        recipe["training"].pop(key)
+    for key in ("workers", "prefetch", "pin_memory"):
+        recipe["loader"].pop(key)
+    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest, "whole_photos": prepared.pixels is None}
+    recipe["beginning"] = beginning.digest
+    return f"{kind}-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"

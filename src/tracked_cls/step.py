@@ -1,0 +1,151 @@
+"""One step of the optimizer: forward and backward over the parts of a batch, clipping, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+
+from tracked_cls import losses, metrics
+from tracked_cls.compute import is_out_of_memory, release_memory
+from tracked_cls.config import TrainConfig
+from tracked_cls.console import say
+from tracked_cls.data.loaders import Batch, Split
+from tracked_cls.errors import StopRun, UserError
+from tracked_cls.losses import Teacher
+from tracked_cls.state import TrainState, images_per_step
+
+_SHOWN_IDS = 5
+
+
+class Diverged(StopRun):
+    """A loss is not finite. `sample_ids` are those of the batch, where it was one."""
+
+    def __init__(self, name: str, value: float, state: TrainState, sample_ids: Sequence[str] = ()) -> None:
+        self.sample_ids = tuple(sample_ids)
+        shown = ", ".join(self.sample_ids[:_SHOWN_IDS])
+        more = f" and {len(self.sample_ids) - _SHOWN_IDS} more" if len(self.sample_ids) > _SHOWN_IDS else ""
+        where = f"in batch {state.batch + 1} of epoch {state.epoch + 1}" if sample_ids else f"after epoch {state.epoch + 1}"
+        samples = f" on the samples {shown}{more}" if sample_ids else ""
+        super().__init__(
+            "FAILED",
+            f"{name} became {value} {where} at lr {state.lr:g}{samples}; "
+            "lower optimizer.lr, set training.clip_norm, or go on with training.on_nan=rollback",
+        )
+
+
+class _Done(NamedTuple):
+    """What the passes over a batch gave: its mean loss, and for each image [B] whether the network is right."""
+
+    loss: Tensor
+    right: Tensor
+
+
+class Stepper:
+    """Takes steps on a state, as a configuration says."""
+
+    def __init__(self, cfg: TrainConfig, state: TrainState, train: Split, teacher: Teacher | None = None) -> None:
+        self._cfg, self._state, self._train = cfg, state, train
+        self._compute = train.feed.compute
+        self._multi_label = train.prepared.manifest.multi_label
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(state.model) if cfg.training.compile else state.model
+        loss_of = losses.make_loss(cfg.loss, class_counts(train), train.prepared.manifest.classes)
+        self._loss_of = loss_of if teacher is None else losses.distillation(cfg.loss, loss_of, teacher)
+
+    def step(self, batch: Batch) -> None:
+        """Move the weights by one batch. Where memory does not suffice, the batch is computed in twice as many parts."""
+        state = self._state
+        done = self._passes(batch)
+        while done is None:
+            self._use_more_parts(len(batch.images))
+            done = self._passes(batch)
+        state.lr = state.schedule.lr
+        if not math.isfinite(float(done.loss)):
+            raise Diverged("train_loss", float(done.loss), state, self._sample_ids())
+        with record_function("optimizer"):
+            self._update()
+        state.schedule.after_step()
+        state.sums.add(done.loss, done.right)
+        state.batch += 1
+
+    def _passes(self, batch: Batch) -> _Done | None:
+        """Leave the gradient of the mean loss of a batch in the weights; return None where memory ran out."""
+        self._state.optimizer.zero_grad(set_to_none=True)
+        size = len(batch.images)
+        try:
+            done = [self._part(part, size) for part in _parts(batch, self._state.parts)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None  # outside the handler, whose traceback holds what was allocated
+        shares = torch.tensor([len(part.right) / size for part in done], dtype=torch.float64, device=done[0].loss.device)
+        return _Done((torch.stack([part.loss for part in done]) * shares).sum(), torch.cat([part.right for part in done]))
+
+    def _part(self, part: Batch, size: int) -> _Done:
+        """Add the gradient of one part of a batch of `size` images."""
+        share = losses.gradient_share(self._cfg.loss, len(part.images), size)
+        with record_function("forward"):
+            with self._compute.autocast():
+                logits = self._forward(part.images)
+            logits = logits.float()
+            weights = part.weights if self._cfg.loss.sample_weights else None
+            loss = self._loss_of(logits, part.targets, weights, part.images)
+        with record_function("backward"):
+            self._state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        return _Done(loss.detach().double(), metrics.hits(logits.detach(), part.targets, multi_label=self._multi_label))
+
+    def _update(self) -> None:
+        """Clip what backward left, after taking the scale of the loss out of it, and let the optimizer step."""
+        state, training = self._state, self._cfg.training
+        parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+        state.scaler.unscale_(state.optimizer)
+        if training.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, training.clip_value)
+        if training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        with state.schedule.scaled():
+            state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+
+    def _use_more_parts(self, size: int) -> None:
+        """Halve what is computed at a time; raises `UserError` where it cannot get smaller."""
+        state = self._state
+        if state.parts * 2 > size // 2:
+            raise UserError(f"memory does not suffice for {-(-size // state.parts)} images at a time; lower data.image_size, "
+                            "take a smaller model, or training.precision=bf16")  # fmt: skip
+        state.parts *= 2
+        state.optimizer.zero_grad(set_to_none=True)
+        release_memory(self._compute.device)
+        say(f"out of memory: from here on a step of {size} images is computed in {state.parts} parts of "
+            f"{-(-size // state.parts)}; the step itself stays the same")  # fmt: skip
+
+    def _sample_ids(self) -> list[str]:
+        """Return the ids of the batch under way."""
+        state, cfg = self._state, self._cfg
+        chosen = self._train.chosen(batch_size=images_per_step(cfg), seed=cfg.seed, epoch=state.epoch)[state.batch]
+        return [self._train.prepared.manifest.ids[index] for index in chosen]
+
+
+def class_counts(split: Split) -> list[int]:
+    """Return how many images of a split each class has [K]; an image with several labels counts for each."""
+    manifest = split.prepared.manifest
+    labels = np.asarray(manifest.labels[split.indices])
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(manifest.classes))
+    return [int(count) for count in counts]
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield a batch in parts that differ by one image at most, none of a lone image."""
+    count = max(1, min(count, len(batch.images) // 2))
+    weights = [None] * count if batch.weights is None else torch.tensor_split(batch.weights, count)
+    for images, targets, own in zip(
+        torch.tensor_split(batch.images, count), torch.tensor_split(batch.targets, count), weights, strict=True
+    ):
+        yield Batch(images, targets, own)
