@@ -41,7 +41,7 @@ LAYERS = [
     ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
     [
         *("report", "inspection", "assembly", "preparation", "assessment", "promotion"),
-        *("beginning", "job", "introduction", "release", "experiment", "gallery", "folds", "prediction", "pipeline"),
+        *("beginning", "job", "exhibits", "release", "experiment", "gallery", "folds", "prediction", "pipeline"),
     ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, introduction, plots, release, signals, training
+from tracked_cls import assessment, checkpoint, evaluation, exhibits, plots, release, signals, training
 from tracked_cls.averaging import mean_of
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
@@ -83,7 +83,7 @@ def _learn(job: Job) -> TrainState:
     tracked.log_config(cfg)
     tracked.log_dataset(job.feed.prepared, ("train", "val"))
     tracked.log_environment()
-    introduction.introduce(job, state, transfer, resumed=resumed)
+    exhibits.introduce(job, state, transfer, resumed=resumed)
     with signals.deferred() as interrupted:
         try:
             _loop(job, state, teacher, interrupted)
@@ -123,7 +123,7 @@ def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, in
             if isinstance(step, EpochResult):
                 improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
-                say(introduction.epoch_line(plan.num_epochs, step, improved))
+                say(exhibits.epoch_line(plan.num_epochs, step, improved))
             else:
                 profiled.after_step()
             if ended or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
@@ -136,7 +136,7 @@ def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, in
                 say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
                     f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
                 break
-    introduction.log_profile(job.tracked, profiled.result)
+    exhibits.log_profile(job.tracked, profiled.result)
 
 
 def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
@@ -192,6 +192,7 @@ def _conclude(job: Job, state: TrainState, tracker: Tracker) -> Outcome:
     say(f"testing the weights of epoch {state.best_epoch}, exporting and logging the model")
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
     _log_results(job, state, report)
+    exhibits.log_learned(job, state)
     released = release.release(job, state, test, report, tracker)
     checkpoint.conclude(state, job.attempt, cfg.checkpoint)
     outcome = Outcome(

@@ -121,9 +121,9 @@ class Run:
         """Upload one file, into a folder of the run's artifacts."""
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def log_folder(self, folder: Path) -> None:
-        """Upload everything in a local folder, keeping its layout."""
-        self.client.log_artifacts(self.run_id, str(folder))
+    def log_folder(self, folder: Path, to: str | None = None) -> None:
+        """Upload everything in a local folder, keeping its layout, into a folder of the run's artifacts."""
+        self.client.log_artifacts(self.run_id, str(folder), to)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; every value becomes text, as servers want it."""

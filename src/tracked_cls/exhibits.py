@@ -1,4 +1,4 @@
-"""What a run says and shows of itself before and while it trains: network, weights to begin with, augmentation, profile."""
+"""What a run says and shows of its network: before it trains, while it does, and what it has learned."""
 
 from __future__ import annotations
 
@@ -57,25 +57,31 @@ def _headline(job: Job, state: TrainState) -> str:
 
 
 def _show_network(job: Job, state: TrainState, folder: Path) -> None:
-    """Draw the network, its first filters and what some layers make of an image; log its size and speed."""
-    found = replace(anatomy.describe(state.model, job.shape), name=job.cfg.model.name)
+    """Draw the network, and log its size and speed."""
+    found = replace(anatomy.describe(state.network, job.shape), name=job.cfg.model.name)
     job.tracked.log_metrics(found.metrics)
     header, *rows = found.table()
     write_csv(folder / "tables" / "network.csv", header, rows)
     plots.network(found, folder / "plots" / "network.png")
-    filters = anatomy.first_filters(state.model)
-    if len(filters):
-        plots.filters(filters, folder / "plots" / "filters.png")
-    one = some(job.val, 1)
-    (batch,) = one.eval_batches(1)
-    maps = anatomy.feature_maps(state.model, batch.images[:1])
-    if maps:
-        plots.feature_maps(preview(one, draws=0, seed=0)[0, 0], maps, folder / "plots" / "feature_maps.png")
 
 
 def _show_augmentation(job: Job, folder: Path) -> None:
     """Draw what the network is trained on: images of the first epochs, each plain and in several draws."""
     plots.gallery(preview(some(job.train, _SHOWN), draws=_DRAWS, seed=job.cfg.seed), folder / "plots" / "augmented.png")
+
+
+def log_learned(job: Job, state: TrainState) -> None:
+    """Draw the first filters of a trained network, and what some layers make of an image."""
+    with TemporaryDirectory() as scratch:
+        filters = anatomy.first_filters(state.network)
+        if len(filters):
+            plots.filters(filters, Path(scratch) / "filters.png")
+        one = some(job.val, 1)
+        (batch,) = one.eval_batches(1)
+        maps = anatomy.feature_maps(state.network, batch.images[:1])
+        if maps:
+            plots.feature_maps(preview(one, draws=0, seed=0)[0, 0], maps, Path(scratch) / "feature_maps.png")
+        job.tracked.log_folder(Path(scratch), "plots")
 
 
 def log_profile(tracked: Run, profile: Profile | None) -> None:
