@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tracked_cls import weights
 from tracked_cls.config import ModelConfig
 from tracked_cls.errors import UserError
-from tracked_cls.models import PooledFrames, Shape, SmallCnn, check_name, count_parameters, head_of, heads_of, make_model, names
+from tracked_cls.models import PooledFrames, Shape, SmallCnn, check_name, count_parameters, heads_of, make_model, names
 
 
 def build(name, size=32, channels=3, num_classes=4, **options):
@@ -247,7 +247,7 @@ def test_a_small_stem_keeps_the_kind_of_convolution_and_its_name():
 def test_dropout_of_timm_is_the_heads(name):
     model = build(name, dropout=0.35).train()
     seen = []
-    head = model.get_submodule(head_of(model))
+    head = model.get_submodule(heads_of(model)[-1])
     head.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0] == 0).float().mean().item()))
     model(torch.randn(64, 3, 32, 32))
     assert seen[0] == pytest.approx(0.35, abs=0.1)
@@ -330,7 +330,7 @@ def test_an_own_network_gets_what_it_takes_by_name(nets):
     model = build("my_nets:Net", 8, 2, num_classes=3, args={"hidden": 6}, dropout=0.25, bn_momentum=0.3)
     assert model.given == (3, 2, 8, 6, 0.25)
     assert model.norm.momentum == 0.3
-    assert head_of(model) == "head"
+    assert heads_of(model) == ["head"]
 
 
 def test_lazy_layers_of_an_own_network_can_learn(nets):
@@ -392,7 +392,7 @@ def test_layers_left_open_are_fitted_to_what_arrives():
     assert [tuple(model[index].weight.shape) for index in (0, 1, 4, 5, 9, 10, 12)] == [
         *((6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (84, 400), (84,), (7, 84))
     ]
-    assert head_of(model) == "12"
+    assert heads_of(model) == ["12"]
 
 
 def test_layers_that_were_given_everything_are_left_alone():
@@ -454,7 +454,7 @@ HEADS = [
 @pytest.mark.parametrize(("name", "options", "path"), HEADS, ids=[f"{name}-{len(options)}" for name, options, _ in HEADS])
 def test_the_head_is_the_layer_that_gives_the_logits(name, options, path):
     model = build(name, 64 if name == "squeezenet1_1" else 32, num_classes=7, **options)
-    assert head_of(model) == path
+    assert heads_of(model) == [path]
     head = model.get_submodule(path)
     assert (head.out_features if isinstance(head, nn.Linear) else head.out_channels) == 7
 
@@ -462,7 +462,7 @@ def test_the_head_is_the_layer_that_gives_the_logits(name, options, path):
 def test_the_head_of_a_network_of_clips_is_that_of_its_images():
     model = make_model(ModelConfig(name="small_cnn"), Shape(4, 1, 16, frames=3))
     assert isinstance(model, PooledFrames)
-    assert head_of(model) == "network.head.1"
+    assert heads_of(model) == ["network.head.1"]
 
 
 def test_a_distilled_network_has_two_heads():
@@ -473,4 +473,4 @@ def test_a_distilled_network_has_two_heads():
 
 def test_a_network_without_layers_has_no_head():
     with pytest.raises(UserError, match="the network ReLU has no Linear and no Conv2d layer that could be its head"):
-        head_of(nn.ReLU())
+        heads_of(nn.ReLU())

@@ -12,19 +12,13 @@ from tracked_cls.models.clips import PooledFrames
 _CLASSIFYING = (nn.Linear, nn.Conv2d)  # a convolution in squeezenet
 
 
-def head_of(model: nn.Module) -> str:
-    """Return the path of the layer that gives the logits: a Linear or a Conv2d, without the dropout before it.
+def heads_of(model: nn.Module) -> list[str]:
+    """Return the paths of the layers that give logits, a Linear or a Conv2d each, without the dropout before it.
 
-    It is the last such layer of what ``get_classifier()`` returns, where the network has that method, as timm's have;
-    else the last of the network, in the order of its declaration. Where there are two heads, it is the second: see `heads_of`.
-
+    Each is the last such layer of what ``get_classifier()`` returns, where the network has that method, as timm's have; else
+    the last of the network, in the order of its declaration. There are two in distilled networks, which take the mean.
     Raises `UserError` for a network without such a layer.
     """
-    return heads_of(model)[-1]
-
-
-def heads_of(model: nn.Module) -> list[str]:
-    """Return the paths of all layers that give logits: two in timm's distilled networks, which take the mean, else one."""
     if isinstance(model, PooledFrames):
         return [f"network.{path}" for path in heads_of(model.network)]
     paths = [path for path, module in model.named_modules() if isinstance(module, _CLASSIFYING)]
