@@ -62,6 +62,14 @@ def test_a_moving_average_is_saved_and_continued():
     assert one.module.weight.item() == other.module.weight.item()
 
 
+def test_what_is_frozen_stays_bit_equal():
+    frozen = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    states = [{"w": frozen.clone(), "v": torch.full((2,), float(epoch))} for epoch in range(3)]
+    mean = mean_of(states)
+    assert torch.equal(mean["w"], frozen)
+    assert mean["v"].tolist() == [1.0, 1.0]
+
+
 def test_the_mean_of_networks_is_that_of_each_tensor():
     states = [
         {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(3)},

@@ -135,6 +135,38 @@ def test_what_stays_of_a_finished_run(attempt, at_end, kept):
     assert len(list(attempt.folder.glob("*.sha256"))) == len(kept)
 
 
+def test_regular_checkpoints_stay_of_a_finished_run(attempt):
+    state = make_state()
+    for epoch, score in enumerate(SCORES, 1):
+        save_at(state, attempt, epoch, score=score, every_epochs=3)
+    checkpoint.conclude(state, attempt, CheckpointConfig(every_epochs=3))
+    assert files(attempt) == [f"{epoch:06d}-00000000.pt" for epoch in (2, 3, 6)]
+
+
+def test_a_roll_back_goes_to_the_end_of_an_epoch_and_forgets_what_came_after(attempt):
+    state = make_state()
+    save_at(state, attempt, 1, score=0.5)
+    save_at(state, attempt, 2, score=0.4)
+    for batch in (3, 5, 7):
+        save_at(state, attempt, 2, batch)  # by time: their weights may be broken already
+    assert checkpoint.roll_back(state, attempt)
+    assert (state.epoch, state.batch, where(state)) == (2, 0, (2, 0))
+    assert files(attempt) == ["000001-00000000.pt", "000002-00000000.pt"]
+
+
+def test_without_a_sound_epoch_there_is_nothing_to_roll_back_to(attempt):
+    state = make_state()
+    save_at(state, attempt, 1)
+    flip_a_bit(attempt.folder / "000001-00000000.pt")
+    assert not checkpoint.roll_back(state, attempt)
+
+
+def test_a_store_that_cannot_be_written_is_the_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="checkpoint.store: .*file/train-1 cannot be written"):
+        open_and_close(tmp_path / "file")
+
+
 def test_the_networks_of_the_best_epochs_are_read_best_first(attempt):
     state = make_state()
     for epoch, score in enumerate(SCORES, 1):

@@ -149,6 +149,7 @@ def _in_process(command, main, words):
         ("models:/digits-classifier/77", "model 'digits-classifier' has no '77'"),
         ("models:/digit-classifier@champion", "there is no registered model 'digit-classifier' (digits-classifier)"),
         ("champion", "'champion' is no model address; use runs:/<id>"),
+        ("runs:/abc", "'runs:/abc' is no model address: the id of a run has 32 hex digits"),
         ("models:/../etc@champion", "is no model address"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import do, fast
-from tracked_cls import experiment, pipeline, registry, training
-from tracked_cls.config import MainConfig, TrainConfig
+from tracked_cls import experiment, pipeline, registry, tracking, training
+from tracked_cls.config import MainConfig, TrainConfig, load
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.step import Stepper
 
@@ -147,8 +147,56 @@ def test_the_average_of_the_best_epochs_is_kept_where_it_validates_no_worse(stor
     outcome = train(store, epochs=5, training__average_best=3, limit=400)
     run = client.get_run(outcome.run_id)
     averaged, best = run.data.metrics["val_accuracy_averaged"], max(values(client, outcome.run_id, "val_accuracy"))
-    assert run.data.tags["weights"].startswith("average of epochs" if averaged > best else ("average", "best epoch"))
-    assert f"has val_accuracy {averaged:.4f}, the best epoch {best:.4f}" in capsys.readouterr().out
+    kept = "the average of epochs " if averaged > best else ("the average", "epoch ")
+    assert run.data.tags["weights"].startswith(kept)
+    said = capsys.readouterr().out
+    assert f"has val_accuracy {averaged:.4f}, epoch {outcome.best_epoch} {best:.4f}: {run.data.tags['weights']} is kept" in said
+    assert f"testing the weights of {run.data.tags['weights']}" in said
+    assert outcome.val_accuracy == run.data.metrics["val_accuracy_best"]
+
+
+def test_an_end_that_was_interrupted_finds_what_it_needs(store, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.Run, "describe", lambda self, text: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(store, seed=21, epochs=3, training__average_best=2)
+    assert train(store, seed=21, epochs=3, training__average_best=2).test.metrics["accuracy"] > 0
+
+
+def test_the_recorded_configuration_of_a_debug_run_can_be_loaded(store, client, tmp_path):
+    outcome = train(store, fast_dev_run="true", epochs=4, scheduler="cosine", scheduler__warmup_epochs=2, limit="off")
+    path = client.download_artifacts(outcome.run_id, "config.yaml", str(tmp_path))
+    assert load(TrainConfig, ["--params", path]).fast_dev_run
+
+
+def test_precision_that_fails_its_check_is_recorded_as_what_is_used(store, client, monkeypatch, capsys):
+    monkeypatch.setattr("tracked_cls.job.is_precise", lambda network, images, compute: False)
+    outcome = train(store, training__precision="fp16", epochs=1)
+    assert client.get_run(outcome.run_id).data.params["training.precision"] == "float32"
+    assert "gives other logits than float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ({"training__max_steps": 1000, "epochs": 1}, "training.max_steps=1000: epochs=1 end after 4 steps"),
+        (
+            {"training__max_steps": 3, "freeze__layers": "[features.0]", "freeze__epochs": 1},
+            "freeze.epochs=1: the run ends in epoch 1",
+        ),
+        ({"training__profile": "true", "training__max_steps": 2}, "too few steps to measure"),
+        ({"training__average_best": 2, "training__max_steps": 2}, "there is one epoch only"),
+    ],
+    ids=["steps", "freeze", "profile", "average"],
+)
+def test_what_has_no_effect_in_so_short_a_run_is_told(store, capsys, options, warning):
+    train(store, **options)
+    assert warning in capsys.readouterr().out
+
+
+def test_weights_that_are_all_alike_are_told(store):
+    with pytest.raises(UserError, match="loss.sample_weights has no effect: all training images have the same weight"):
+        train(store, loss__sample_weights="true")
 
 
 @pytest.mark.parametrize("form", ["bf16", "fp16"])

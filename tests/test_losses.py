@@ -282,6 +282,27 @@ def test_a_class_without_images_weighs_nothing():
         assert float(loss_of(torch.tensor(LOGITS), torch.tensor([1, 1]))) == 0
 
 
+UNEVEN = [
+    ({"class_weights": "balanced"}, [0.02, 1.98]),
+    ({"ignore_index": "common"}, [0, 1]),
+    ({"class_weights": "balanced", "ignore_index": "common"}, [0, 1]),
+    ({"class_weights": {"rare": 3}}, [0.5, 1.5]),
+]
+
+
+@pytest.mark.parametrize("name", LossConfig.many_labels)
+@pytest.mark.parametrize(("options", "weights"), UNEVEN, ids=[str(options) for options, _ in UNEVEN])
+def test_where_classes_are_judged_for_themselves_the_mean_of_those_that_count_is_one(name, options, weights):
+    loss_of = make_loss(LossConfig(name=name, **options), [990, 10], ["common", "rare"])
+    plain = float(make_loss(LossConfig(name=name))(torch.zeros(1, 2), torch.tensor([0])))  # the same for each class
+    logits = torch.zeros(1, 2, requires_grad=True)
+    loss = loss_of(logits, torch.tensor([0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(plain * sum(weights) / 2, rel=1e-5)
+    shares = logits.grad.abs() / logits.grad.abs().sum()
+    torch.testing.assert_close(shares, torch.tensor([weights]) / sum(weights))
+
+
 def test_with_reduction_sum_a_part_counts_by_its_number_of_images():
     assert gradient_share(LossConfig(), 16, 64) == 0.25
     assert gradient_share(LossConfig(reduction="sum"), 16, 64) == 16
@@ -359,6 +380,8 @@ MISTAKES = [
     ({"class_weights": [1, -2, 3]}, "loss.class_weights must be numbers of 0 or more, got -2"),
     ({"class_weights": {"cat": "x"}}, "loss.class_weights must be numbers of 0 or more, got 'x'"),
     ({"class_weights": [1, 2]}, "loss.class_weights must have one number per class (3), got 2"),
+    ({"class_weights": {}}, "loss.class_weights={} has no effect"),
+    ({"class_weights": []}, "loss.class_weights=[] has no effect"),
     ({"class_weights": {"cta": 2}}, "unknown class in loss.class_weights 'cta'; did you mean 'cat'?"),
     ({"class_weights": [0, 0, 0]}, "leave no training image that counts"),
     ({"ignore_index": "dgo"}, "unknown class in loss.ignore_index 'dgo'; did you mean 'dog'?"),
@@ -417,6 +440,16 @@ def test_weights_of_images_hold_for_what_the_teacher_says_too():
     images, logits, labels = torch.zeros(2, 1, 4, 4), torch.tensor(STUDENT), torch.tensor([0, 2])
     first = loss_of(logits[:1], labels[:1], None, images[:1])
     torch.testing.assert_close(loss_of(logits, labels, torch.tensor([2.0, 0.0]), images), first)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(LossConfig.many_labels)))
+def test_a_teacher_says_nothing_about_images_of_an_ignored_class(name):
+    cfg = LossConfig(name=name, teacher="runs:/x", ignore_index="dog")
+    loss_of = distillation(cfg, make_loss(cfg, COUNTS, CLASSES), lambda images: torch.tensor(TAUGHT))
+    logits = torch.tensor(STUDENT, requires_grad=True)
+    loss_of(logits, torch.tensor([0, 1]), None, torch.zeros(2, 1, 4, 4)).backward()
+    assert (logits.grad[1] == 0).all()
+    assert (logits.grad[0] != 0).any()
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "bce"])

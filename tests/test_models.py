@@ -272,7 +272,9 @@ WRONG_ARGUMENTS = {
     "ours, torchvision": ("resnet18", {"num_classes": 3}, "model.args.num_classes has no effect .* it follows the data"),
     "ours, timm": ("timm/test_vit", {"img_size": 3}, "model.args.img_size has no effect .* it follows data.image_size"),
     "a wrong value": ("resnet18", {"groups": 2}, "model resnet18 cannot be built for 3x32x32 images: .*groups"),
-    "a wrong value, small_cnn": ("small_cnn", {"width": "x"}, "model small_cnn cannot be built: "),
+    "small_cnn, width": ("small_cnn", {"width": "abc"}, "model.args.width must be a whole number >= 1, got 'abc'"),
+    "small_cnn, pairs": ("small_cnn", {"pairs": 0}, "model.args.pairs must be a whole number >= 1, got 0"),
+    "small_cnn, true": ("small_cnn", {"pairs": True}, "model.args.pairs must be a whole number >= 1, got True"),
 }
 
 
@@ -306,6 +308,10 @@ class Fixed(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
+class Named(Net):
+    def __init__(self, num_classes, in_chans, img_size):
+        super().__init__(num_classes, in_chans, img_size)
+
 class Broken(nn.Module):
     def __init__(self):
         1 / 0
@@ -331,6 +337,10 @@ def test_an_own_network_gets_what_it_takes_by_name(nets):
     assert model.given == (3, 2, 8, 6, 0.25)
     assert model.norm.momentum == 0.3
     assert heads_of(model) == ["head"]
+
+
+def test_an_own_network_may_use_the_names_of_timm(nets):
+    assert build("my_nets:Named", 8, 2, num_classes=3).given == (3, 2, 8, 5, 0.0)
 
 
 def test_lazy_layers_of_an_own_network_can_learn(nets):
@@ -409,6 +419,10 @@ LAYER_MISTAKES = {
         r"layer 2 \(Dropout\) takes no argument 'rate'; it takes inplace, p",
     ),
     "a missing argument": ([{"Conv2d": {"kernel_size": 3}}], r"layer 1 \(Conv2d\) cannot be built: .*out_channels"),
+    "an inner Linear": (
+        ["Flatten", "Linear", "ReLU", "Linear"],
+        r"layer 2 \(Linear\) needs out_features: only the last Linear may leave out out_features",
+    ),
     "a wrong value": (["ReLU", {"Dropout": {"p": 2}}], r"layer 2 \(Dropout\) cannot be built: dropout probability"),
     "what arrives": (
         [{"MaxPool2d": {"kernel_size": 2}}, "Flatten", {"Conv2d": {"out_channels": 3, "kernel_size": 3}}],

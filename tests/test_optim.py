@@ -303,6 +303,32 @@ def test_a_mistake_is_named(make, message):
     assert message in str(caught.value)
 
 
+WRONG_TYPES = [
+    ({"name": "adamw"}, {"amsgrad": "hello"}),
+    ({"name": "sgd", "nesterov": False}, {"dampening": "x"}),
+    ({"name": "asgd"}, {"t0": "x"}),
+    ({"name": "muon"}, {"ns_steps": "x"}),
+    ({"name": "lamb"}, {"max_grad_norm": "x"}),
+    ({"name": "lars"}, {"trust_coeff": "x"}),
+    ({"name": "mars"}, {"gamma": "x"}),
+    ({"name": "adopt"}, {"clip_exp": "x"}),
+    ({"name": "adan"}, {"betas": [0.9, 0.9]}),
+]
+
+
+@pytest.mark.parametrize(("options", "args"), WRONG_TYPES, ids=str)
+def test_arguments_that_would_fail_in_a_step_are_refused_before(options, args):
+    with pytest.raises(UserError) as caught:
+        check(OptimizerConfig(**options, args=args))
+    assert str(caught.value).startswith(f"optimizer={options['name']} cannot be built with optimizer.args={args}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_passes_its_check(name):
+    check(OptimizerConfig(name=name))
+
+
 # ---- ranger ------------------------------------------------------------------------------------------------------------
 
 

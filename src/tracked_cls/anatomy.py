@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tracked_cls.models import Shape, count_parameters
+from tracked_cls.models import Shape, count_parameters, first_convolution
 
 _REPEATS, _WARM_UP = 21, 3
 _SHOWN_LAYERS = 5
@@ -91,10 +91,10 @@ def first_filters(model: nn.Module) -> Pictures:
     Each is stretched from its own least value (black) to its largest (white); more channels are averaged. N is 0 where a
     network has no convolution.
     """
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None:
+    found = first_convolution(model)
+    if found is None:
         return np.zeros((0, 1, 1, 1), np.uint8)
-    filters = first.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+    filters = found[1].weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
     filters = filters if filters.shape[3] == 3 else filters.mean(axis=3, keepdims=True)
     low, high = filters.min(axis=(1, 2, 3), keepdims=True), filters.max(axis=(1, 2, 3), keepdims=True)
     stretched: Pictures = np.round(255 * (filters - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)

@@ -28,11 +28,15 @@ class MovingAverage(AveragedModel):
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of several networks' tensors; whole-number ones (counters) are the first's.
+    """Return the mean of several networks' tensors; whole-number ones (counters), and what is the same in all, are the first's.
 
     Source: Wortsman et al., "Model soups", 2022, of one training.
     """
-    return {
-        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
-        for name, first in states[0].items()
-    }
+    return {name: _mean([state[name] for state in states]) for name in states[0]}
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point() or all(torch.equal(first, other) for other in tensors):  # frozen: bit-equal it stays
+        return first
+    return torch.stack(list(tensors)).mean(dim=0)

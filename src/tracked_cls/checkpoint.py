@@ -60,8 +60,12 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
     Raises `UserError` while another process holds the same key.
     """
     folder = store / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_file = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"checkpoint.store: {folder} cannot be written: {error.strerror or error}") from None
+    with lock_file as lock:
         _lock(lock, folder)
         numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         last = Attempt(folder / f"{numbers[-1]:03d}") if numbers else None
@@ -99,6 +103,16 @@ def restore(state: TrainState, attempt: Attempt) -> bool:
     return False
 
 
+def roll_back(state: TrainState, attempt: Attempt) -> bool:
+    """Load the newest sound checkpoint of an epoch's end, and delete what came after; return whether there was one."""
+    for path in filter(_is_of_epoch, reversed(_checkpoints(attempt))):
+        if _is_sound(path):
+            state.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            _delete(later for later in _checkpoints(attempt) if later > path)
+            return True
+    return False
+
+
 def load_best(state: TrainState, attempt: Attempt) -> None:
     """Load the weights of the best epoch into the network of `state`; raises `UserError` where they are damaged."""
     state.load_network(_read(attempt, state.best_epoch))
@@ -117,7 +131,7 @@ def conclude(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> N
     """Delete what a finished run needs no more, as ``checkpoint.at_end`` says."""
     if policy.at_end == "keep":
         return
-    kept = _best(state, attempt, policy) if policy.at_end == "best" else set()
+    kept = _best(state, attempt, policy) | _regular(state, attempt, policy) if policy.at_end == "best" else set()
     _delete(path for path in _checkpoints(attempt) if path not in kept)
 
 
@@ -140,15 +154,25 @@ def _checkpoints(attempt: Attempt) -> list[Path]:
 def _sweep(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> None:
     """Delete checkpoints that nothing will read again."""
     current = attempt.folder / _name(state.epoch, state.batch)
+    past_epochs = [path for path in _checkpoints(attempt) if path <= current and _is_of_epoch(path)]
     past = [path for path in _checkpoints(attempt) if path <= current]  # a later one was damaged
-    kept = {*past[-policy.keep :], *_best(state, attempt, policy)}
-    if policy.every_epochs is not None:
-        kept |= {attempt.folder / _name(epoch, 0) for epoch in range(0, state.epoch + 1, policy.every_epochs)}
+    kept = {*past[-policy.keep :], *_best(state, attempt, policy), *_regular(state, attempt, policy), *past_epochs[-1:]}
     _delete(path for path in _checkpoints(attempt) if path not in kept)
 
 
 def _best(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> set[Path]:
     return {attempt.folder / _name(epoch, 0) for _, _, epoch in state.ranking[: policy.keep_best]}
+
+
+def _regular(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> set[Path]:
+    if policy.every_epochs is None:
+        return set()
+    return {attempt.folder / _name(epoch, 0) for epoch in range(0, state.epoch + 1, policy.every_epochs)}
+
+
+def _is_of_epoch(path: Path) -> bool:
+    """Whether a checkpoint was taken at the end of an epoch, or before the first."""
+    return path.stem.endswith("-00000000")
 
 
 def _delete(paths: Iterable[Path]) -> None:

@@ -27,6 +27,8 @@ def introduce(job: Job, state: TrainState, transfer: Transfer | None, *, resumed
     plan = Plan.of(job.cfg, len(job.train))
     for warning in optim.schedule_warnings(job.cfg.scheduler, plan.total_steps / plan.steps_per_epoch):
         say(f"warning: {warning}")
+    for warning in _plan_warnings(job, plan):
+        say(f"warning: {warning}")
     if state.frozen:
         until = f"for {job.cfg.freeze.epochs} epochs" if job.cfg.freeze.epochs else "to the end"
         say(f"frozen {until}: {freezing.summary(state.model, state.frozen)}")
@@ -44,6 +46,17 @@ def introduce(job: Job, state: TrainState, transfer: Transfer | None, *, resumed
         if transfer is not None:
             write_csv(Path(scratch) / "tables" / "weights.csv", *transfer.table())
         job.tracked.log_folder(Path(scratch))
+
+
+def _plan_warnings(job: Job, plan: Plan) -> list[str]:
+    """Return what the number of epochs leaves without effect."""
+    training, freeze = job.cfg.training, job.cfg.freeze
+    warnings = []
+    if training.max_steps is not None and training.max_steps > plan.total_steps:
+        warnings.append(f"training.max_steps={training.max_steps}: epochs={job.cfg.epochs} end after {plan.total_steps} steps")
+    if freeze.epochs is not None and freeze.epochs >= plan.num_epochs:
+        warnings.append(f"freeze.epochs={freeze.epochs}: the run ends in epoch {plan.num_epochs}, and nothing thaws")
+    return warnings
 
 
 def _headline(job: Job, state: TrainState) -> str:
@@ -85,8 +98,9 @@ def log_learned(job: Job, state: TrainState) -> None:
 
 
 def log_profile(tracked: Run, profile: Profile | None) -> None:
-    """Log where the time of the measured steps went, if any were."""
+    """Log where the time of the measured steps went."""
     if profile is None:
+        say("training.profile: too few steps to measure; the first three are left out")
         return
     rows = [[name, calls, f"{seconds:.6f}"] for name, calls, seconds in profile.operations[:_PROFILED_OPERATIONS]]
     with TemporaryDirectory() as scratch:

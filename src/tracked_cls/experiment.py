@@ -40,10 +40,19 @@ class Outcome:
     url: str
     model_uri: str
     best_epoch: int
+    weights: str
     val_accuracy: float
     test: EvalReport
     promotion: Promotion
     prepared: Prepared
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which weights a training ends with ("epoch 12", "the average of epochs 9, 11, 12"), and their validation."""
+
+    weights: str
+    val_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -60,21 +69,23 @@ class Trained:
 def run(cfg: TrainConfig, tracker: Tracker) -> Outcome:
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
     with begun(cfg, tracker, "train", None) as job:
-        state = _learn(job)
-        return _conclude(job, state, tracker)
+        state, kept = _learn(job)
+        outcome = _conclude(job, state, kept, tracker)
+    checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
+    return outcome
 
 
 def train_fold(cfg: TrainConfig, tracker: Tracker, *, kind: str, name: str) -> Trained:
     """Train and validate in a run of its own; the test split is not looked at, and no model is logged."""
     with begun(cfg, tracker, kind, name) as job:
-        state = _learn(job)
+        state, _ = _learn(job)
         scores = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
-        checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
-        return Trained(job.tracked.run_id, state.best_epoch, scores, job.val.indices, job.feed.prepared)
+    checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
+    return Trained(job.tracked.run_id, state.best_epoch, scores, job.val.indices, job.feed.prepared)
 
 
-def _learn(job: Job) -> TrainState:
-    """Train to the end; return the state with the weights that are kept, those of the best epoch or an average."""
+def _learn(job: Job) -> tuple[TrainState, Kept]:
+    """Train to the end; return the state with the weights that are kept, and which these are."""
     cfg, tracked, attempt = job.cfg, job.tracked, job.attempt
     state = TrainState.create(cfg, job.shape, train_images=len(job.train), compute=job.feed.compute)
     transfer = job.beginning.give(state.model)
@@ -90,13 +101,12 @@ def _learn(job: Job) -> TrainState:
         except StopRun as stop:
             attempt.end(stop.status)
             raise
-    _choose_weights(job, state)
-    return state
+    return state, _choose_weights(job, state)
 
 
 def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]) -> None:
     """Train to the end, to an early stop, or to an interruption; everything worth keeping is on disk at each return."""
-    cfg, rollbacks = job.cfg, 0
+    cfg = job.cfg
     if cfg.training.on_nan == "rollback" and state.epoch == state.batch == 0:
         checkpoint.save(state, job.attempt, job.policy)
     while not _is_stale(cfg, state):
@@ -104,8 +114,7 @@ def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Cal
             _loop_until_stopped(job, state, teacher, interrupted)
             return
         except Diverged as trouble:
-            rollbacks += 1
-            if cfg.training.on_nan == "stop" or rollbacks > _MAX_ROLLBACKS:
+            if cfg.training.on_nan == "stop" or state.schedule.scale <= 0.5**_MAX_ROLLBACKS:
                 _log_culprits(job, trouble)
                 raise
             _roll_back(job, state, trouble)
@@ -119,8 +128,7 @@ def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, in
     with profiler(job.feed.compute, enabled=cfg.training.profile) as profiled:
         steps = training.fit(state, cfg, train=job.train, val=job.val, teacher=teacher)
         for step in progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress)):
-            ended = isinstance(step, EpochResult)
-            if isinstance(step, EpochResult):
+            if ended := isinstance(step, EpochResult):
                 improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
                 say(exhibits.epoch_line(plan.num_epochs, step, improved))
@@ -136,7 +144,8 @@ def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, in
                 say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
                     f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
                 break
-    exhibits.log_profile(job.tracked, profiled.result)
+    if cfg.training.profile:
+        exhibits.log_profile(job.tracked, profiled.result)
 
 
 def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
@@ -144,9 +153,9 @@ def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
 
 
 def _roll_back(job: Job, state: TrainState, trouble: Diverged) -> None:
-    """Go back to the newest checkpoint, with half of the learning rate from there on."""
+    """Go back to the end of the newest epoch, whose weights were seen to be sound, with half of the rate from there on."""
     scale = state.schedule.scale / 2
-    if not checkpoint.restore(state, job.attempt):
+    if not checkpoint.roll_back(state, job.attempt):
         raise trouble
     state.schedule.scale = scale
     say(f"{trouble.reason.partition(';')[0]}: back to epoch {state.epoch}, batch {state.batch}, "
@@ -165,42 +174,48 @@ def _log_culprits(job: Job, trouble: Diverged) -> None:
             job.tracked.log_file(path, "tables")
 
 
-def _choose_weights(job: Job, state: TrainState) -> None:
+def _choose_weights(job: Job, state: TrainState) -> Kept:
     """Load the best epoch's weights, or the average of several epochs' where that validates no worse."""
-    cfg = job.cfg
+    cfg, of_best = job.cfg, Kept(f"epoch {state.best_epoch}", state.best_score)
     checkpoint.load_best(state, job.attempt)
-    if cfg.training.average_best is None or len(state.ranking) < 2:
-        return
+    if cfg.training.average_best is None:
+        return of_best
+    if len(state.ranking) == 1:
+        say("training.average_best: there is one epoch only, and nothing to average")
+        return of_best
     best = checkpoint.best_networks(state, job.attempt, cfg.training.average_best)
     state.network.load_state_dict(mean_of(list(best.values())))
     training.refresh_batchnorm(state.network, cfg, job.train, epoch=state.epoch)
     scores = evaluation.score(state.network, job.val.eval_batches(cfg.training.eval_batch_size))
+    average = Kept(f"the average of epochs {', '.join(map(str, sorted(best)))}", scores.accuracy)
     is_kept = (scores.accuracy, -scores.loss) >= (state.best_score, -state.best_loss)
     job.tracked.log_metrics({"val_accuracy_averaged": scores.accuracy})
-    job.tracked.set_tags({"weights": f"average of epochs {', '.join(map(str, sorted(best)))}" if is_kept else "best epoch"})
-    say(f"the average of epochs {', '.join(map(str, sorted(best)))} has val_accuracy {scores.accuracy:.4f}, "
-        f"the best epoch {state.best_score:.4f}: {'the average' if is_kept else 'the best epoch'} is kept")  # fmt: skip
+    kept = average if is_kept else of_best
+    say(f"{average.weights} has val_accuracy {scores.accuracy:.4f}, {of_best.weights} {state.best_score:.4f}: "
+        f"{kept.weights} is kept")  # fmt: skip
     if not is_kept:
         checkpoint.load_best(state, job.attempt)
+    return kept
 
 
-def _conclude(job: Job, state: TrainState, tracker: Tracker) -> Outcome:
+def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outcome:
     """Test the weights that are kept, and log and register the model."""
     cfg, tracked = job.cfg, job.tracked
     test = open_split(job.feed, "test", limit=cfg.limit)
     tracked.log_dataset(job.feed.prepared, ("test",))
-    say(f"testing the weights of epoch {state.best_epoch}, exporting and logging the model")
+    say(f"testing the weights of {kept.weights}, exporting and logging the model")
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
-    _log_results(job, state, report)
+    tested = assessment.prefixed(report.metrics, "test")
+    _log_results(job, state, kept, report)
     exhibits.log_learned(job, state)
-    released = release.release(job, state, test, report, tracker)
-    checkpoint.conclude(state, job.attempt, cfg.checkpoint)
+    released = release.release(job, state, test, {"val_accuracy_best": kept.val_accuracy, **tested}, tracker)
     outcome = Outcome(
         run_id=tracked.run_id,
         url=tracked.url,
         model_uri=released.model_uri,
         best_epoch=state.best_epoch,
-        val_accuracy=state.best_score,
+        weights=kept.weights,
+        val_accuracy=kept.val_accuracy,
         test=report,
         promotion=released.promotion,
         prepared=job.feed.prepared,
@@ -209,10 +224,11 @@ def _conclude(job: Job, state: TrainState, tracker: Tracker) -> Outcome:
     return outcome
 
 
-def _log_results(job: Job, state: TrainState, report: EvalReport) -> None:
-    """Log what the best epoch reached on val and test, with the curves and the tables."""
-    job.tracked.log_metrics({"val_accuracy_best": state.best_score, "best_epoch": state.best_epoch}, step=0)
+def _log_results(job: Job, state: TrainState, kept: Kept, report: EvalReport) -> None:
+    """Log what the kept weights reached on val and test, with the curves and the tables."""
+    job.tracked.log_metrics({"val_accuracy_best": kept.val_accuracy, "best_epoch": state.best_epoch}, step=0)
     job.tracked.log_metrics(assessment.prefixed(report.metrics, "test"))
+    job.tracked.set_tags({"weights": kept.weights})
     with TemporaryDirectory() as scratch:
         assessment.write_report(report, Path(scratch), "test")
         plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
@@ -224,8 +240,8 @@ def _description(cfg: TrainConfig, outcome: Outcome) -> str:
     metrics = outcome.test.metrics
     return (
         f"**{cfg.model.name}** on {outcome.prepared.manifest.name} (data digest `{outcome.prepared.manifest.digest}`): "
-        f"test accuracy **{metrics['accuracy']:.4f}**, validation {outcome.val_accuracy:.4f} in epoch {outcome.best_epoch} "
-        f"of {cfg.epochs}. Registry: {outcome.promotion.verdict}, {outcome.promotion.reason}.\n\n"
+        f"test accuracy **{metrics['accuracy']:.4f}**, validation {outcome.val_accuracy:.4f}, with the weights of "
+        f"{outcome.weights} ({cfg.epochs} epochs). Registry: {outcome.promotion.verdict}, {outcome.promotion.reason}.\n\n"
         "Pictures and tables are under *Artifacts*; `config.yaml` there repeats this run: "
         "`mlflow run . -e train --env-manager local -P params=config.yaml`"
     )
@@ -237,8 +253,8 @@ def lines(outcome: Outcome) -> list[str]:
     registered = f"{version.uri}, {outcome.promotion.verdict}: " if version else f"{outcome.promotion.verdict}: "
     metrics = outcome.test.metrics
     return [
-        f"train: val_accuracy {outcome.val_accuracy:.4f} in epoch {outcome.best_epoch}; on the test split, with the weights "
-        f"of that epoch: test_accuracy {metrics['accuracy']:.4f}, test_loss {metrics['loss']:.4f}",
+        f"train: val_accuracy {outcome.val_accuracy:.4f} with the weights of {outcome.weights}; on the test split, with the "
+        f"same: test_accuracy {metrics['accuracy']:.4f}, test_loss {metrics['loss']:.4f}",
         f"  run:   {outcome.url}",
         f"  model: {outcome.model_uri}",
         f"  registry: {registered}{outcome.promotion.reason}",

@@ -23,7 +23,9 @@ def chosen(cfg: FreezeConfig, model: nn.Module) -> frozenset[str]:
     """
     prefix = _IN_CLIPS if isinstance(model, PooledFrames) else ""
     names = [name.removeprefix(prefix) for name, _ in model.named_parameters()]
-    found = {name for choose in (_by_pattern, _by_layer, _first, _but_head) for name in choose(cfg, model, names)}
+    found = _by_pattern(cfg, names) | _by_layer(cfg, names) | set(names[: cfg.first or 0])
+    if cfg.all_but_head:
+        found |= _but_head(names, [head.removeprefix(prefix) for head in heads_of(model)])
     if found and found.issuperset(names):
         raise UserError(f"freeze chooses all {len(names)} parameters: nothing would learn; leave out the head at least")
     return frozenset(f"{prefix}{name}" for name in found)
@@ -90,7 +92,7 @@ def _is_frozen(name: str, modules: Mapping[str, nn.Module]) -> bool:
 # ---- the ways to choose ----------------------------------------------------------------------------------------------
 
 
-def _by_pattern(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> set[str]:
+def _by_pattern(cfg: FreezeConfig, names: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for pattern in cfg.patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -101,7 +103,7 @@ def _by_pattern(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> se
     return found
 
 
-def _by_layer(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> set[str]:
+def _by_layer(cfg: FreezeConfig, names: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for layer in cfg.layers:
         matched = {name for name in names if name.startswith(f"{layer}.")}
@@ -112,16 +114,9 @@ def _by_layer(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> set[
     return found
 
 
-def _first(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> set[str]:
-    return set(names[: cfg.first or 0])
-
-
-def _but_head(cfg: FreezeConfig, model: nn.Module, names: Sequence[str]) -> set[str]:
-    if not cfg.all_but_head:
-        return set()
-    prefix = _IN_CLIPS if isinstance(model, PooledFrames) else ""
-    heads = tuple(f"{head.removeprefix(prefix)}." for head in heads_of(model))
-    body = {name for name in names if not name.startswith(heads)}
+def _but_head(names: Sequence[str], heads: Sequence[str]) -> set[str]:
+    within = tuple(f"{head}." for head in heads)
+    body = {name for name in names if not name.startswith(within)}
     if not body:
         raise UserError("freeze.all_but_head has no effect: the network is its head")
     return body

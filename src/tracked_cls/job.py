@@ -19,6 +19,7 @@ from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, 
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import Feed, Split, open_split, some
+from tracked_cls.errors import UserError
 from tracked_cls.models import Shape
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.transforms import check
@@ -61,7 +62,7 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> It
     beginning = open_beginning(cfg, tracker)
     found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
     prepared = _normalised(found, cfg.transforms, beginning)
-    compute = _precise(cfg, prepared, compute, beginning)
+    cfg, compute = _precise(cfg, prepared, compute, beginning)
     cfg = _resolved(cfg, prepared, compute)
     store = workspace(cfg.tracking) / cfg.checkpoint.store
     with (
@@ -96,12 +97,11 @@ def _shape(prepared: Prepared) -> Shape:
 
 def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainConfig:
     """Return the configuration with threads, batch size and debug modes as plain values."""
-    options: dict[str, object] = {"threads": compute.threads}
-    if cfg.batch_size is None:
-        options["batch_size"] = _fitting(cfg, prepared, compute)
+    batch_size = cfg.batch_size or _fitting(cfg, prepared, compute)
+    options: dict[str, object] = {"threads": compute.threads, "batch_size": batch_size}
     if cfg.fast_dev_run:
-        largest = max(int(options.get("batch_size", cfg.batch_size or 0)), len(prepared.manifest.classes))  # type: ignore[call-overload]
-        options |= {"epochs": 1, "limit": largest, "training": cfg.training.model_copy(update={"max_steps": 1})}
+        limit = max(batch_size, len(prepared.manifest.classes))
+        options |= {"limit": limit, "training": cfg.training.model_copy(update={"max_steps": 1})}
     if cfg.overfit_batches is not None:
         options["transforms"] = cfg.transforms.model_copy(update={"train": []})
     return cfg.model_copy(update=options)
@@ -111,7 +111,8 @@ def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
     shape = _shape(prepared)
     network = compute.place(models.make_model(cfg.model, shape))
     count = len(prepared.manifest.indices("train"))
-    size = fitting_batch_size(network, shape.blank, compute, train_images=count)
+    per_part = min(count, cfg.limit or count) // cfg.training.accumulate
+    size = fitting_batch_size(network, shape.blank, compute, train_images=per_part)
     say(f"batch_size=auto: {size}")
     return size
 
@@ -119,6 +120,10 @@ def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
 def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
     """Return what is trained and what is validated on."""
     train, val = (open_split(feed, name, limit=cfg.limit) for name in ("train", "val"))
+    weights = train.prepared.manifest.weights[train.indices]
+    if cfg.loss.sample_weights and (weights == weights[0]).all():
+        raise UserError("loss.sample_weights has no effect: all training images have the same weight; "
+                        "name the column with data.columns.weight")  # fmt: skip
     if cfg.overfit_batches is not None:
         assert cfg.batch_size is not None
         train = some(train, cfg.overfit_batches * cfg.batch_size * cfg.training.accumulate)
@@ -126,21 +131,22 @@ def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
     return train, val
 
 
-def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> Compute:
+def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> tuple[TrainConfig, Compute]:
     """Return float32 in place of a mixed precision that fails its self-check on the network as training begins with it."""
     if compute.half is None:
-        return compute
+        return cfg, compute
     torch.manual_seed(cfg.seed)
     network = compute.place(models.make_model(cfg.model, _shape(prepared)))
     beginning.give(network)
     sample = some(open_split(Feed(prepared, compute), "train"), _CHECKED)
     (batch,) = sample.eval_batches(len(sample))
     if is_precise(network, batch.images, compute):
-        return compute
+        return cfg, compute
     say(
         f"warning: training.precision={cfg.training.precision} gives other logits than float32 in this network; float32 is used"
     )
-    return replace(compute, half=None)
+    exact = cfg.training.model_copy(update={"precision": "float32"})
+    return cfg.model_copy(update={"training": exact}), replace(compute, half=None)
 
 
 def key(cfg: TrainConfig, kind: str, prepared: Prepared, beginning: Beginning) -> str:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tracked_cls import weights
 from tracked_cls.config import ModelConfig
 from tracked_cls.errors import UserError
-from tracked_cls.models import heads_of, published
+from tracked_cls.models import first_convolution, heads_of, published
 
 Status = Literal["loaded", "adapted", "skipped", "missing"]
 Values = tuple[float, ...]
@@ -161,7 +161,7 @@ def _fitted(name: str, target: Tensor, value: Tensor | None, model: nn.Module) -
     file_shape = tuple(value.shape)
     if file_shape == shape:
         return Row(name, "loaded", shape, file_shape), value
-    if name == _first_convolution(model) and file_shape[:1] + file_shape[2:] == shape[:1] + shape[2:]:
+    if name == _first_filters(model) and file_shape[:1] + file_shape[2:] == shape[:1] + shape[2:]:
         reason = f"first filters turned from {file_shape[1]} channels to {shape[1]}"
         return Row(name, "adapted", shape, file_shape, reason), _for_channels(value, shape[1])
     if (resized := _resized_positions(name, value, shape)) is not None:
@@ -172,7 +172,7 @@ def _fitted(name: str, target: Tensor, value: Tensor | None, model: nn.Module) -
 def _difference(name: str, shape: Sequence[int], file_shape: Sequence[int], model: nn.Module) -> str:
     if name.startswith(tuple(f"{head}." for head in heads_of(model))):
         return f"the head: {file_shape[0] if file_shape else 1} classes there, {shape[0]} here"
-    if name == _first_convolution(model):
+    if name == _first_filters(model):
         return "another first convolution: model.stem=standard has the usual one"
     return "another shape"
 
@@ -241,10 +241,10 @@ def _wrappings(names: Iterable[str]) -> list[str]:
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _first_convolution(model: nn.Module) -> str | None:
+def _first_filters(model: nn.Module) -> str | None:
     """Return the name of the filters that see the image."""
-    paths = (path for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    return next((f"{path}.weight".replace(_COMPILED, "") for path in paths), None)
+    found = first_convolution(model)
+    return f"{found[0]}.weight".replace(_COMPILED, "") if found else None
 
 
 def _for_channels(filters: Tensor, channels: int) -> Tensor:

@@ -58,6 +58,8 @@ def _exact(client: MlflowClient, uri: str) -> str:
     if _LOGGED.fullmatch(uri):
         return uri
     match = _MODEL.fullmatch(uri)
+    if match is None and uri.startswith("runs:/"):
+        raise UserError(f"{uri!r} is no model address: the id of a run has 32 hex digits, and nothing stands behind it")
     if match is None:
         raise UserError(f"{uri!r} is no model address; use runs:/<id>, models:/<name>/<version> or models:/<name>@<alias>")
     name, alias = match["name"], match["alias"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,6 @@ from tracked_cls.config import TrainConfig
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.loaders import Split
 from tracked_cls.errors import UserError
-from tracked_cls.evaluation import EvalReport
 from tracked_cls.job import Job
 from tracked_cls.promotion import Promotion
 from tracked_cls.serving.packaging import Bundle, log_model
@@ -29,7 +29,7 @@ class Released:
     promotion: Promotion
 
 
-def release(job: Job, state: TrainState, test: Split, report: EvalReport, tracker: Tracker) -> Released:
+def release(job: Job, state: TrainState, test: Split, metrics: Mapping[str, float], tracker: Tracker) -> Released:
     """Export the network that was tested, log it once it is known to answer alike, and register it by rule."""
     bundle = _export(job, state)
     own = lasting(job.cfg.transforms.eval)
@@ -37,7 +37,7 @@ def release(job: Job, state: TrainState, test: Split, report: EvalReport, tracke
         released = Released(_keep_weights(job.tracked, bundle), _refused(own))
     else:
         model_uri = _log_model(job.tracked, bundle, state, test)
-        released = Released(model_uri, _register(job.cfg, tracker, model_uri, _version_tags(job, state, report)))
+        released = Released(model_uri, _register(job.cfg, tracker, model_uri, _version_tags(job, state, metrics)))
     verdict = released.promotion
     job.tracked.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
     return released
@@ -107,13 +107,12 @@ def _register(cfg: TrainConfig, tracker: Tracker, model_uri: str, tags: dict[str
     return promotion.register(tracker, cfg.data.model_name, model_uri, tags=tags, compare=cfg.promote.auto == "always")
 
 
-def _version_tags(job: Job, state: TrainState, report: EvalReport) -> dict[str, str]:
+def _version_tags(job: Job, state: TrainState, metrics: Mapping[str, float]) -> dict[str, str]:
     manifest = job.feed.prepared.manifest
     return {
         "run.id": job.tracked.run_id,
         "data.digest": manifest.digest,
         "content.digest": manifest.content_digest,
         "weights.digest": weights.digest(state.network),
-        "val_accuracy_best": repr(state.best_score),
-        **{name: repr(value) for name, value in assessment.prefixed(report.metrics, "test").items()},
+        **{name: repr(value) for name, value in metrics.items()},
     }

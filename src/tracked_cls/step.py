@@ -124,7 +124,7 @@ class Stepper:
         state.optimizer.zero_grad(set_to_none=True)
         release_memory(self._compute.device)
         say(f"out of memory: from here on a step of {size} images is computed in {state.parts} parts of "
-            f"{-(-size // state.parts)}; the step itself stays the same")  # fmt: skip
+            f"{-(-size // state.parts)}; with the same images and the same mean")  # fmt: skip
 
     def _sample_ids(self) -> list[str]:
         """Return the ids of the batch under way."""

@@ -71,6 +71,10 @@ def test_values_convert_by_the_type_of_their_field(params, words, key, value):
         (["--seed", "1", "--seed", "2"], "--seed was given twice: '1' and '2'"),
         (["--seed"], "--seed needs a value"),
         (["seed=1"], "unexpected argument 'seed=1'"),
+        (["--loss.class_weights", "{no: 2}"], "loss.class_weights: the name False must be text: put it in quotes"),
+        (["--model.args", "[3]"], "model.args must be a mapping, got [3]"),
+        (["--freeze.patterns", "[[3]]"], "freeze.patterns must be a list, got [[3]]"),
+        (["--freeze.patterns", "[*.bn1.*]"], "freeze.patterns: '[*.bn1.*]' is not a YAML list or mapping"),
         (["--optimizer", "{lr: 1}"], "unknown optimizer '{lr: 1}'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -80,6 +84,20 @@ def test_a_mistake_on_the_command_line_is_one_line_with_key_rule_and_value(param
         load(TrainConfig, [*params(), *words])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("features.*", ["features.*"]),
+        ("*.bn1.*", ["*.bn1.*"]),
+        ("'*.bn1.*'", ["*.bn1.*"]),
+        ("['features.*', '*.bn1.*']", ["features.*", "*.bn1.*"]),
+        ("[]", []),
+    ],
+)
+def test_one_text_is_a_list_of_one_where_texts_belong(params, text, expected):
+    assert load(TrainConfig, [*params(), "--freeze.patterns", text]).freeze.patterns == expected
 
 
 @pytest.mark.parametrize(

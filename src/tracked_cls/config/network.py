@@ -33,14 +33,19 @@ class ModelConfig(Section):
         unset="none",
     )
     bn_momentum: float = option(
-        0.1, "BatchNorm momentum; torchvision's mobilenets ship 0.01, which leaves short trainings at chance", gt=0, le=1
+        0.1,
+        "BatchNorm momentum, where training.bn_images=off; torchvision's mobilenets ship 0.01, too slow for short trainings",
+        gt=0,
+        le=1,
     )
 
 
 class FreezeConfig(Section):
     """Which parameters stay as they are. What the options choose is frozen together; BatchNorm of it stays in evaluation."""
 
-    patterns: list[str] = option([], "names of parameters, with * and ? (features.*, *.bn1.*)")
+    patterns: list[str] = option(
+        [], "names of parameters, with * and ? (features.*); several in quotes: ['features.*', '*.bn1.*']"
+    )
     first: int | None = option(None, "the first so many parameters, in the network's order", unset="off", ge=1)
     layers: list[str] = option([], "names of whole layers (features.0, layer1)")
     all_but_head: bool = option(False, "everything except the last layer")

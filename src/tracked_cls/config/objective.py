@@ -41,7 +41,7 @@ class LossConfig(Choice):
     class_weights: str | list[Any] | dict[str, Any] | None = option(
         None,
         "balanced (1 / images of the class), effective (by effective_beta), a list in the order of the classes, or {class: "
-        "weight}, 1 for the others; scaled to a mean of 1 over the training images",
+        "weight}, 1 for the others; scaled to a mean of 1 over the training images (bce, focal_bce: over the classes)",
         unset="none",
     )
     effective_beta: float | None = option(
@@ -92,6 +92,8 @@ class LossConfig(Choice):
         if isinstance(self.class_weights, str):
             lookup(self.class_weights, {"balanced": 0, "effective": 0}, "loss.class_weights")
             return self
+        if self.class_weights is not None and not self.class_weights:
+            raise UserError(f"loss.class_weights={self.class_weights} has no effect; leave it out, or give a class its weight")
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights or []
         require_numbers("loss.class_weights", given)
         return self

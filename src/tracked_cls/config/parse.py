@@ -20,6 +20,7 @@ from tracked_cls.errors import UserError, did_you_mean
 
 V = TypeVar("V", bound=Verb)
 Tree = dict[str, Any]
+_NAME = "[key]"  # what pydantic calls the name of an entry
 
 
 def load(cls: type[V], argv: Sequence[str], default_params: str = "params/train.yaml") -> V:
@@ -118,13 +119,20 @@ def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
 
 
 def _convert(key: str, text: str, field: FieldInfo) -> Any:
-    """Read lists, mappings and choices among numbers as YAML; leave the rest to pydantic, which knows the field's type."""
+    """Read lists, mappings and choices among numbers as YAML; leave the rest to pydantic, which knows the field's type.
+
+    A bare word (``features.*``, which YAML takes, or ``*.bn1.*``, which it does not) is a list of one where texts belong.
+    """
     if text in help_text.names_of(field) and text.isdecimal():
         return int(text)
     if "list" not in str(field.annotation) and "dict" not in str(field.annotation):
         return text
+    is_texts = field.annotation == list[str]
+    if is_texts and not text.lstrip().startswith(("[", "{", "'", '"')):
+        return [text]
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        return [value] if is_texts and isinstance(value, str) else value
     except yaml.YAMLError as error:
         raise UserError(f"{key}: {text!r} is not a YAML list or mapping ({_first_line(error)})") from None
 
@@ -243,12 +251,42 @@ def _build(cls: type[V], tree: Tree) -> V:
         return cls.model_validate(tree)
     except ValidationError as error:
         fields = _keys(cls)
-        raise UserError("\n".join(_sentence(dict(item), fields) for item in error.errors())) from None
+        lines = [_sentence(item, fields) for item in _by_option(error, tree, fields)]
+        raise UserError("\n".join(lines)) from None
+
+
+def _by_option(error: ValidationError, tree: Tree, fields: Mapping[str, FieldInfo]) -> list[dict[str, Any]]:
+    """Return one error per option: pydantic tells what each type that it could be, and each part of it, has against it."""
+    items: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for item in error.errors():
+        loc = item["loc"]
+        owners = [loc[:size] for size in range(len(loc) - 1, 1, -1) if ".".join(map(str, loc[:size])) in fields]
+        if item["type"] in ("value_error", "extra_forbidden") or not owners:
+            items[loc] = dict(item)
+        elif loc[-1] == _NAME:  # says more than that a mapping is no text
+            items[owners[0]] = {**item, "loc": (*owners[0], _NAME)}
+        else:
+            items.setdefault(owners[0], {**item, "loc": owners[0], "input": _at(tree, owners[0], item["input"])})
+    return list(items.values())
+
+
+def _at(tree: Tree, path: Sequence[int | str], otherwise: Any) -> Any:
+    """Return what stands at a path of the tree."""
+    value: Any = tree
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return otherwise
+        value = value[part]
+    return value
 
 
 def _sentence(item: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
     """Say one pydantic error as key, rule and value."""
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) for part in item["loc"] if part != _NAME)
+    if _NAME in item["loc"]:
+        return (
+            f"{key}: the name {item['input']!r} must be text: put it in quotes, YAML reads no, off, yes and on as true or false"
+        )
     if item["type"] == "value_error":  # one of our own: it names key, rule and value itself
         return str(item["ctx"]["error"])
     field = fields.get(key) or fields.get(key.removesuffix(".name"))

@@ -51,7 +51,7 @@ class TrainingConfig(Section):
     )  # fmt: skip
     on_nan: Literal["stop", "rollback"] = option(
         "stop",
-        "when the loss is not finite: stop, or go back to the last checkpoint and halve the learning rate (3 times at most)",
+        "when the loss is not finite: stop, or go back to the end of the last epoch and halve the lr (3 times at most)",
     )
     profile: bool = option(False, "log where the time of the first steps goes, as a picture and a table")
     eval_batch_size: int = option(
@@ -82,7 +82,8 @@ class CheckpointConfig(Section):
     )
     at_end: Literal["best", "keep", "none"] = option(
         "best",
-        "what stays when the run has finished: the best epochs', all that is there, or none (the model itself is in MLflow)",
+        "what stays when the run has finished: the best epochs' and those of every_epochs, all that is there, or none (the "
+        "model itself is in MLflow)",
     )
     every_seconds: float = option(
         60.0, "least time between checkpoints inside an epoch; every epoch ends with one", unit="s", gt=0

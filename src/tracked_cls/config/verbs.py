@@ -66,7 +66,7 @@ class TrainConfig(Verb, _Compute):
     epochs: int = option(12, "passes over the training images", ge=1, le=100_000)
     batch_size: int | None = option(
         64,
-        "images per batch; auto: the largest of 16 to 1024 that fits into memory",
+        "images per batch; auto: the largest of 16 to 1024 that fits into half of the memory, at 20 steps an epoch or more",
         unit="images",
         unset="auto",
         ge=2,
@@ -112,6 +112,12 @@ class TrainConfig(Verb, _Compute):
         if self.freeze.epochs is not None and self.freeze.epochs >= self.epochs:
             raise UserError(
                 f"freeze.epochs must be below epochs ({self.epochs}), got {self.freeze.epochs}; off freezes to the end"
+            )
+        if self.loader.sampler == "weights" and self.loss.sample_weights:
+            raise UserError("loader.sampler=weights and loss.sample_weights=true would weigh images twice; choose one")
+        if self.loader.sampler == "balanced" and self.loss.class_weights in ("balanced", "effective"):
+            raise UserError(
+                f"loader.sampler=balanced and loss.class_weights={self.loss.class_weights} weigh classes twice; choose one"
             )
         if self.fast_dev_run and self.overfit_batches is not None:
             raise UserError("fast_dev_run and overfit_batches do not go together; choose one")

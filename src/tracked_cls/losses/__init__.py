@@ -29,7 +29,7 @@ class Loss(Protocol):
         """Return a scalar."""
 
 
-def make_loss(cfg: LossConfig, class_counts: Sequence[int] = (), classes: Sequence[str] = ()) -> Loss:
+def make_loss(cfg: LossConfig, class_counts: Sequence[int] = (), classes: Sequence[str] = ()) -> MeanLoss:
     """Return the loss that a configuration names.
 
     `class_counts` [K] are the training images of each of the `classes`; class weights and ``ignore_index`` need them.
@@ -39,19 +39,21 @@ def make_loss(cfg: LossConfig, class_counts: Sequence[int] = (), classes: Sequen
     per_image = partial(lookup(cfg.name, _TERMS, "loss"), **options)
     weights = make_class_weights(cfg, class_counts, classes)
     smooth = _smooth_binary if cfg.name in cfg.many_labels else _smooth
-    return _Mean(per_image, partial(smooth, smoothing=cfg.smoothing), weights)
+    return MeanLoss(per_image, partial(smooth, smoothing=cfg.smoothing), weights)
 
 
-def distillation(cfg: LossConfig, loss_of: Loss, teacher: Callable[[Tensor], Tensor]) -> Loss:
+def distillation(cfg: LossConfig, loss_of: MeanLoss, teacher: Callable[[Tensor], Tensor]) -> Loss:
     """Return a share `alpha` of what the teacher says and 1 - alpha of `loss_of`; it must be given the images.
 
     The teacher's part is the divergence of its probabilities at a temperature from the student's, softmax or, with losses
-    that judge every class for itself, sigmoid; times temperature squared, so that gradients keep their size.
+    that judge every class for itself, sigmoid; times temperature squared, so that gradients keep their size. It leaves
+    out images of the ignored class, as the loss does.
     """
     assert cfg.alpha is not None
     assert cfg.temperature is not None
-    compare = softened_binary if cfg.name in cfg.many_labels else softened
-    return _Taught(loss_of, teacher, partial(compare, temperature=cfg.temperature), cfg.alpha)
+    many = cfg.name in cfg.many_labels
+    compare = partial(softened_binary if many else softened, temperature=cfg.temperature)
+    return _Taught(loss_of, teacher, compare, cfg.alpha, None if many else loss_of.counting)
 
 
 def gradient_share(cfg: LossConfig, count: int, total: int) -> float:
@@ -65,7 +67,7 @@ def gradient_share(cfg: LossConfig, count: int, total: int) -> float:
 PerImage = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class _Mean:
+class MeanLoss:
     """The mean over a batch of the loss of each image."""
 
     def __init__(self, per_image: PerImage, smooth: Callable[[Tensor], Tensor], class_weights: Tensor) -> None:
@@ -73,25 +75,40 @@ class _Mean:
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, images: Tensor | None = None) -> Tensor:
         class_weights = self._class_weights.to(logits.device, non_blocking=True)
-        shares = as_shares(targets, logits.shape[1]) * (class_weights > 0)
+        shares = self._shares(targets, logits, class_weights)
         return _mean(self._per_image(logits.float(), self._smooth(shares), class_weights), weights)
+
+    def counting(self, targets: Tensor, logits: Tensor) -> Tensor:
+        """Return which part of each image's label counts [B]: 0 for the ignored class, between for mixed ones."""
+        return self._shares(targets, logits, self._class_weights.to(logits.device, non_blocking=True)).sum(dim=1)
+
+    def _shares(self, targets: Tensor, logits: Tensor, class_weights: Tensor) -> Tensor:
+        return as_shares(targets, logits.shape[1]) * (class_weights > 0)
 
 
 class _Taught:
     """A loss with a teacher's part."""
 
     def __init__(
-        self, loss_of: Loss, teacher: Callable[[Tensor], Tensor], compare: Callable[[Tensor, Tensor], Tensor], alpha: float
+        self,
+        loss_of: Loss,
+        teacher: Callable[[Tensor], Tensor],
+        compare: Callable[[Tensor, Tensor], Tensor],
+        alpha: float,
+        counting: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> None:
         self._loss_of, self._teacher, self._compare, self._alpha = loss_of, teacher, compare, alpha
+        self._counting = counting
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, images: Tensor | None = None) -> Tensor:
         assert images is not None, "a teacher looks at the images"
         taught = self._teacher(images)
         if taught.shape != logits.shape:
             raise UserError(f"loss.teacher knows {taught.shape[1]} classes, the data have {logits.shape[1]}")
-        divergence = _mean(self._compare(logits.float(), taught), weights)
-        return self._alpha * divergence + (1 - self._alpha) * self._loss_of(logits, targets, weights)
+        divergence = self._compare(logits.float(), taught)
+        if self._counting is not None:
+            divergence = divergence * self._counting(targets, logits)
+        return self._alpha * _mean(divergence, weights) + (1 - self._alpha) * self._loss_of(logits, targets, weights)
 
 
 def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -14,10 +14,12 @@ Counts = Sequence[int]
 
 
 def make_class_weights(cfg: LossConfig, class_counts: Counts, classes: Sequence[str]) -> Tensor:
-    """Return float32 [K] with a mean of 1 over the training images, 0 for the ignored class; [1] where all count alike.
+    """Return float32 [K] with a mean of 1, 0 for the ignored class; [1] where all count alike.
 
-    A mean over all images of a batch, each times its weight, has then the scale of a plain mean, whatever the batch
-    holds: means of unequal parts of a batch, weighed by their images, add up.
+    The mean is over the training images, each by its own class: a mean over all images of a batch, each times its weight,
+    has then the scale of a plain mean, whatever the batch holds, and means of unequal parts of a batch, weighed by their
+    images, add up. Losses that judge every class for itself give an image all the weights: there it is over the classes
+    that count.
     """
     if cfg.class_weights is None and cfg.ignore_index is None:
         return torch.ones(1)
@@ -28,6 +30,8 @@ def make_class_weights(cfg: LossConfig, class_counts: Counts, classes: Sequence[
     total = float((weights * counts).sum())
     if total == 0:
         raise UserError("loss.class_weights and loss.ignore_index leave no training image that counts")
+    if cfg.name in cfg.many_labels:
+        return (weights / weights[weights > 0].mean()).float()
     return (weights * float(counts.sum()) / total).float()
 
 

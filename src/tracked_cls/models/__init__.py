@@ -12,7 +12,7 @@ from tracked_cls.models import names, own, sequential, timm_zoo, torchvision_zoo
 from tracked_cls.models.arguments import UnfitError, check_names, construct, reason
 from tracked_cls.models.clips import PooledFrames
 from tracked_cls.models.names import canonical, check_name
-from tracked_cls.models.paths import heads_of
+from tracked_cls.models.paths import first_convolution, heads_of
 from tracked_cls.models.shape import Shape
 from tracked_cls.models.small_cnn import SmallCnn
 
@@ -23,6 +23,7 @@ __all__ = [
     "canonical",
     "check_name",
     "count_parameters",
+    "first_convolution",
     "heads_of",
     "make_model",
 ]

@@ -19,7 +19,8 @@ from tracked_cls.models.shape import Shape
 def build(cfg: ModelConfig, shape: Shape) -> nn.Module:
     """Call the class or function that the name (``my_pkg.nets:Net``) stands for, for single images.
 
-    It gets ``model.args``, and those of num_classes, channels, in_channels, image_size and dropout that it takes by name.
+    It gets ``model.args``, and those of num_classes, in_channels (channels, in_chans), image_size (img_size) and dropout
+    that it takes by name.
     """
     name = cfg.name
     constructor = plugins.load(name, "model")
@@ -40,9 +41,8 @@ def build(cfg: ModelConfig, shape: Shape) -> nn.Module:
 def _offered(cfg: ModelConfig, shape: Shape) -> dict[str, Any]:
     return {
         "num_classes": shape.num_classes,
-        "channels": shape.channels,
-        "in_channels": shape.channels,
-        "image_size": shape.image_size,
+        **dict.fromkeys(("in_channels", "channels", "in_chans"), shape.channels),
+        **dict.fromkeys(("image_size", "img_size"), shape.image_size),
         **({} if cfg.dropout is None else {"dropout": cfg.dropout}),
     }
 

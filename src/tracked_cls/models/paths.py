@@ -29,6 +29,11 @@ def heads_of(model: nn.Module) -> list[str]:
     return heads
 
 
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return the path and the module of the convolution that sees the image, the first declared; None where there is none."""
+    return next(((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+
+
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set the dropout before the head, adding one where the architecture has none."""
     for path in heads_of(model):

@@ -76,6 +76,8 @@ class _Spec:
 
     def module(self, arriving: torch.Tensor) -> nn.Module:
         """Return the layer, with what was left out taken from the shape that arrives."""
+        if self.name == "Linear" and "out_features" not in self.args:
+            raise UserError(f"{self.where} needs out_features: only the last Linear may leave out out_features")
         inferred = {}
         if self.name in _INFERRED and arriving.dim() > 1:
             argument, infer = _INFERRED[self.name]

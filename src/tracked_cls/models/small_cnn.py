@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from tracked_cls.errors import UserError
 from tracked_cls.models.shape import Shape
 
 
@@ -18,6 +19,9 @@ class SmallCnn(nn.Module):
 
     def __init__(self, shape: Shape, dropout: float = 0.0, width: int = 16, pairs: int = 3) -> None:
         super().__init__()
+        for name, value in {"width": width, "pairs": pairs}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"model small_cnn: model.args.{name} must be a whole number >= 1, got {value!r}")
         widths = [shape.channels, *(width * 2 ** min(pair, 2) for pair in range(pairs) for _ in range(2))]
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(pairwise(widths)):

@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from tracked_cls.errors import UserError
-from tracked_cls.models.paths import replace
+from tracked_cls.models.paths import first_convolution, replace
 from tracked_cls.models.shape import Shape
 
 _POOLS = ("maxpool", "maxpool1", "pool0", "features.pool0", "features.conv1_pool", "stem.pool")
@@ -23,9 +23,7 @@ def fit_stem(model: nn.Module, name: str, stem: str | None, shape: Shape, *, rig
     kernel), and those that the caller calls so: with grids laid out for one size, or branches beside the convolution.
     `fits_channels`: the network was built for the channels, and may hand other ones to its first convolution.
     """
-    path, first = next(
-        ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), (None, None)
-    )
+    path, first = first_convolution(model) or (None, None)
     can_shrink = first is not None and not rigid and first.stride[0] == 2 < first.kernel_size[0]
     if stem == "small" and not can_shrink:
         raise UserError(f"model.stem=small has no effect with model={name}: its first layer is not a strided convolution")
@@ -36,12 +34,12 @@ def fit_stem(model: nn.Module, name: str, stem: str | None, shape: Shape, *, rig
     small = can_shrink and (stem == "small" or (stem is None and shape.image_size < 12 * divides_by))
     channels = first.in_channels if fits_channels else shape.channels
     if small or first.in_channels != channels:
-        replace(model, path, _first_convolution(first, channels, small=small))
+        replace(model, path, _refitted(first, channels, small=small))
     if small and pool:
         replace(model, pool, nn.Identity())
 
 
-def _first_convolution(old: nn.Conv2d, channels: int, *, small: bool) -> nn.Conv2d:
+def _refitted(old: nn.Conv2d, channels: int, *, small: bool) -> nn.Conv2d:
     """Return a convolution of the same kind with fresh filters, so that kinds of timm's own (padding, norm) stay."""
     new = copy.deepcopy(old)
     new.in_channels = channels

@@ -16,6 +16,7 @@ from tracked_cls.optim.groups import parameter_groups
 from tracked_cls.optim.ranger import Ranger
 
 Make = Callable[..., Optimizer]
+_LEAST = 4  # rows and columns of a matrix that muon takes for one
 # what would turn learning round, or belongs to `performance`
 _NOT_OFFERED = {"params", "maximize", "fused", "foreach", "capturable", "differentiable", "verbose"}
 
@@ -66,8 +67,19 @@ def make_optimizer(cfg: OptimizerConfig, model: nn.Module, *, fused: bool, froze
 
 
 def check(cfg: OptimizerConfig) -> None:
-    """Raise `UserError` for arguments that the optimizer's constructor does not take, before any network is there."""
-    _build(cfg, [{"params": [nn.Parameter(torch.zeros(2, 2))]}], fused=False)
+    """Raise `UserError` for arguments that the optimizer does not take, before any network is there.
+
+    Some values fail in a step only: in the second one what looks back, in fused ones what a plain one takes for true.
+    """
+    parameters = [nn.Parameter(torch.zeros(_LEAST, _LEAST)), nn.Parameter(torch.zeros(_LEAST))]
+    optimizer = _build(cfg, [{"params": parameters}], fused=True)
+    try:
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    except Exception as error:  # whatever a library says of values it did not look at before
+        raise _unfit(cfg, error) from None
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -89,8 +101,13 @@ def _build(cfg: OptimizerConfig, groups: list[dict[str, Any]], *, fused: bool) -
     quick = {"fused": True} if fused and "fused" in taken else {}
     try:
         return make(groups, **{**common, **fixed, **quick, **cfg.args})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"optimizer={cfg.name} cannot be built with optimizer.args={cfg.args}: {error}") from None
+    except Exception as error:  # whatever a library says of the values
+        raise _unfit(cfg, error) from None
+
+
+def _unfit(cfg: OptimizerConfig, error: Exception) -> UserError:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"optimizer={cfg.name} cannot be built with optimizer.args={cfg.args}: {line}")
 
 
 def _common(cfg: OptimizerConfig) -> dict[str, Any]:
