@@ -120,6 +120,7 @@ def test_a_mistake_in_the_file_names_the_file_or_the_key(params, text, message):
 
 def test_a_missing_params_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it in a process that has used a store
     with pytest.raises(UserError, match=f"params file 'no.yaml' does not exist .looked in {tmp_path}"):
         load(TrainConfig, ["--params", "no.yaml"])
 
