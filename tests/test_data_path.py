@@ -293,7 +293,7 @@ def test_folds_share_one_prepared_set_and_validate_each_image_once(pictures, sto
 
 
 @pytest.mark.parametrize(
-    "options", [{"loader.sampler": "balanced"}, {"loader.sampler": "weights", "loss.sample_weights": "true"}]
+    "options", [{"loader.sampler": "balanced"}, {"loader.sampler": "weights"}, {"loss.sample_weights": "true"}]
 )
 def test_samplers_and_weights_train(pictures, store, tmp_path, options):
     with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:

@@ -38,6 +38,14 @@ def _load(tmp_path, tree, *words, verb=TrainConfig):
         ({"data": {"source": "csv", "table": "t.csv", "label_separator": ";"}}, "data.label_separator has no effect without"),
         ({"data": {"val_fraction": 0.6, "test_fraction": 0.4}}, "data.val_fraction + data.test_fraction must be below 1"),
         ({"loader": {"sampler": "balanced", "shuffle": False}}, "loader.sampler=balanced and loader.shuffle=false contradict"),
+        (
+            {"loader": {"sampler": "weights"}, "loss": {"sample_weights": True}},
+            "loader.sampler=weights and loss.sample_weights=true would weigh images twice",
+        ),
+        (
+            {"loader": {"sampler": "balanced"}, "loss": {"class_weights": "balanced"}},
+            "loader.sampler=balanced and loss.class_weights=balanced weigh classes twice",
+        ),
         ({**MULTI, "loss": "cross_entropy"}, "data.multi_label=true needs loss=bce or focal_bce, got loss=cross_entropy"),
         ({**MULTI, "transforms": {"train": ["CutMix"]}}, "CutMix does not go with data.multi_label=true"),
         ({**MULTI, "loader": {"sampler": "balanced"}}, "loader.sampler=balanced does not go with data.multi_label=true"),
