@@ -199,7 +199,7 @@ def test_weights_that_are_all_alike_are_told(store):
         train(store, loss__sample_weights="true")
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp16"])
+@pytest.mark.parametrize("form", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])  # float16 is slow on a CPU
 def test_mixed_precision_trains_a_model_that_is_logged(store, client, form):
     outcome = train(store, training__precision=form, epochs=4, limit=400)
     assert outcome.test.metrics["accuracy"] > 0.5
