@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, experiment, gallery, job, models, preparation
+from tracked_cls import assessment, checkpoint, evaluation, experiment, gallery, job, preparation
 from tracked_cls.beginning import open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import make_compute
@@ -71,8 +71,7 @@ def run(cfg: TrainConfig, tracker: Tracker) -> FoldsOutcome:
     assert cfg.folds is not None
     num_folds = cfg.folds
     _refuse(cfg)
-    models.check_name(cfg.model.name)
-    job.check_transforms(cfg)
+    job.check(cfg)
     cfg = cfg.model_copy(update={"threads": make_compute(cfg.device, cfg.threads, cfg.performance).threads})
     beginning = open_beginning(cfg, tracker)
     prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)

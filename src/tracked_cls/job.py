@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tracked_cls import checkpoint, models, optim, preparation
+from tracked_cls import checkpoint, models, optim, preparation, transforms
 from tracked_cls.beginning import Beginning, open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import Compute, fitting_batch_size, is_precise, make_compute
@@ -22,7 +22,6 @@ from tracked_cls.data.loaders import Feed, Split, open_split, some
 from tracked_cls.errors import UserError
 from tracked_cls.models import Shape
 from tracked_cls.tracking import Run, Tracker
-from tracked_cls.transforms import check
 from tracked_cls.transforms.inference import normalisation
 
 _CHECKED = 64  # images of the self-check of mixed precision
@@ -52,9 +51,7 @@ class Job:
 @contextmanager
 def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> Iterator[Job]:
     """Check, prepare what is missing, and hold the run and its local state open."""
-    models.check_name(cfg.model.name)
-    optim.check(cfg.optimizer)
-    check_transforms(cfg)
+    check(cfg)
     compute = make_compute(
         cfg.device, cfg.threads, cfg.performance,
         precision=cfg.training.precision, channels_last=cfg.training.channels_last,
@@ -77,10 +74,14 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> It
         attempt.end("FINISHED")
 
 
-def check_transforms(cfg: TrainConfig) -> None:
-    """Build and try the lists of transforms before any data are touched, for the likeliest shape of the images."""
+def check(cfg: TrainConfig) -> None:
+    """Raise `UserError` for what no data could make right: names, arguments, transforms tried on the likeliest shape."""
+    models.check_name(cfg.model.name)
+    optim.check(cfg.optimizer)
     shape = (cfg.data.channels or 3, cfg.data.image_size or 224)
-    check(cfg.transforms, shape, whole_photos=cfg.data.cache == "files", frames=cfg.data.frames, search=(Path.cwd(),))
+    transforms.check(
+        cfg.transforms, shape, whole_photos=cfg.data.cache == "files", frames=cfg.data.frames, search=(Path.cwd(),)
+    )
 
 
 def _normalised(prepared: Prepared, cfg: TransformsConfig, beginning: Beginning) -> Prepared:
