@@ -24,6 +24,13 @@ def same_store(tracking: TrackingConfig) -> str:
     return f" -P tracking.uri={tracking.uri}" if tracking.uri else ""
 
 
+def config_of(run_id: str, tracking: TrackingConfig) -> str:
+    """Return the ``config.yaml`` of a run, for ``from_run``."""
+    from tracked_cls.tracking import config_of_run  # seconds of imports, where it is needed only
+
+    return config_of_run(run_id, tracking)
+
+
 def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 130/143 interrupted."""
     signals.install()

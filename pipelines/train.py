@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from pipelines.command import command, same_store, where_to_look
+from pipelines.command import command, config_of, same_store, where_to_look
 from tracked_cls.config import TrainConfig, load
 from tracked_cls.console import say
 
 
 def main(argv: Sequence[str]) -> None:
     """Train one model, or one per fold, and say what was reached and where it is."""
-    cfg = load(TrainConfig, argv)
+    cfg = load(TrainConfig, argv, config_of=config_of)
     from tracked_cls import pipeline, tracking  # seconds of imports, after the arguments were checked
 
     with tracking.open_tracker(cfg.tracking) as tracker:

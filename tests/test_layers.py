@@ -36,22 +36,43 @@ LAYERS = [
     ],
     [
         *("profiling", "evaluation", "state", "step", "training", "checkpoint", "anatomy"),
-        *("plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects", "plots", "conversion"),
+        *("plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects"),
+        *("plots.study", "plots.options", "plots", "conversion"),
     ],
     ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
     [
         *("report", "inspection", "assembly", "preparation", "assessment", "promotion"),
         *("beginning", "job", "exhibits", "release", "experiment", "gallery", "folds", "prediction", "pipeline"),
+        *(
+            f"tuning.{name}"
+            for name in (
+                *("parameters", "entries", "space", "claims", "storage", "sampling", "table", "pictures"),
+                *("study", "queue", "trials", "finals", "workers", "results", "campaign"),
+            )
+        ),
+        "tuning",
     ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
     "mlflow": {"serving.pyfunc", "serving.packaging", "tracking", "registry"},
-    "matplotlib": {"plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects"},
+    "matplotlib": {
+        "plots.lettering",
+        "plots.results",
+        "plots.network",
+        "plots.profile",
+        "plots.suspects",
+        "plots.options",
+        "plots.study",
+    },
     "torchvision": {"models.torchvision_zoo", "models.published", "data.sources.vision", "transforms.steps"},
     "timm": {"models.timm_zoo", "models.published", "optim.optimizers", "optim.groups"},
     "huggingface_hub": {"models.published"},
     "onnxruntime": {"serving.classifier"},
+    "optuna": {
+        *("tuning.storage", "tuning.sampling", "tuning.claims", "tuning.table", "tuning.pictures", "tuning.parameters"),
+        *("tuning.space", "tuning.study", "tuning.queue", "tuning.trials", "tuning.finals"),
+    },
     "sqlite3": {"tracking"},
 }
 TRAVELLING = {"errors", "data.signature", "data.decode", "data.preprocess", "serving.classifier", "serving.pyfunc"}

@@ -21,12 +21,13 @@ def _project():
     return yaml.safe_load((ROOT / "MLproject").read_text())
 
 
-def test_every_entry_point_runs_the_module_of_its_verb():
+def test_every_entry_point_runs_the_module_of_its_verb_on_the_file_that_the_verb_reads_by_default():
     entry_points = _project()["entry_points"]
-    assert set(entry_points) == {verb.verb for verb in VERBS}
+    file_by_verb = {verb.verb: verb.params for verb in VERBS}
+    assert set(entry_points) == set(file_by_verb)
     for name, entry in entry_points.items():
         assert entry["command"] == f"python -m pipelines.{name} --params {{params}}"
-        assert entry["parameters"] == {"params": {"type": "string", "default": "params/train.yaml"}}
+        assert entry["parameters"] == {"params": {"type": "string", "default": file_by_verb[name]}}
         assert callable(importlib.import_module(f"pipelines.{name}").main)
 
 

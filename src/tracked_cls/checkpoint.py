@@ -25,6 +25,7 @@ from tracked_cls.errors import UserError
 from tracked_cls.state import TrainState
 
 _RUN, _ENDED = "run.json", "ENDED"
+_CHECKPOINTS = "[0-9]*-[0-9]*.pt"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,16 @@ def conclude(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> N
     _delete(path for path in _checkpoints(attempt) if path not in kept)
 
 
+def keep_epoch(store: Path, epoch: int) -> None:
+    """Delete all checkpoints below a folder but those of the end of one epoch."""
+    _delete(path for path in store.rglob(_CHECKPOINTS) if path.name != _name(epoch, 0))
+
+
+def has_checkpoints(store: Path) -> bool:
+    """Whether there is a checkpoint below a folder."""
+    return any(store.rglob(_CHECKPOINTS))
+
+
 def _read(attempt: Attempt, epoch: int) -> dict[str, Any]:
     path = attempt.folder / _name(epoch, 0)
     if not path.exists() or not _is_sound(path):
@@ -148,7 +159,7 @@ def _name(epoch: int, batch: int) -> str:
 
 
 def _checkpoints(attempt: Attempt) -> list[Path]:
-    return sorted(attempt.folder.glob("[0-9]*-[0-9]*.pt"))
+    return sorted(attempt.folder.glob(_CHECKPOINTS))
 
 
 def _sweep(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> None:

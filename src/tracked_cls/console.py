@@ -7,6 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+_bars = True
+
+
+def draw_no_bars() -> None:
+    """Draw no progress bars from now on: processes that share a terminal would draw over each other."""
+    global _bars
+    _bars = False
 
 
 def say(line: str = "") -> None:
@@ -26,7 +33,7 @@ def progress(
 
     `counts` says which items move the bar.
     """
-    if not sys.stderr.isatty():
+    if not _bars or not sys.stderr.isatty():
         yield from items
         return
     from tqdm import tqdm  # only a terminal needs it

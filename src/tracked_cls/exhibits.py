@@ -23,20 +23,21 @@ _PROFILED_OPERATIONS = 40
 
 def introduce(job: Job, state: TrainState, transfer: Transfer | None, *, resumed: bool) -> None:
     """Say and log what is about to be trained; a continued run has logged it already."""
-    say(_headline(job, state))
+    job.say(_headline(job, state))
     plan = Plan.of(job.cfg, len(job.train))
     for warning in optim.schedule_warnings(job.cfg.scheduler, plan.total_steps / plan.steps_per_epoch):
-        say(f"warning: {warning}")
+        job.say(f"warning: {warning}")
     for warning in _plan_warnings(job, plan):
-        say(f"warning: {warning}")
+        job.say(f"warning: {warning}")
     if state.frozen:
         until = f"for {job.cfg.freeze.epochs} epochs" if job.cfg.freeze.epochs else "to the end"
-        say(f"frozen {until}: {freezing.summary(state.model, state.frozen)}")
+        job.say(f"frozen {until}: {freezing.summary(state.model, state.frozen)}")
     if resumed:
-        say(f"continuing an interrupted run after epoch {state.epoch}, batch {state.batch}")
+        if state.epoch < plan.num_epochs:
+            job.say(f"continuing an interrupted run after epoch {state.epoch}, batch {state.batch}")
         return
     if transfer is not None:
-        say(transfer.text())
+        job.say(transfer.text())
     with TemporaryDirectory() as scratch:
         for name in ("plots", "tables"):
             (Path(scratch) / name).mkdir()

@@ -19,7 +19,7 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import open_split
 from tracked_cls.errors import StopRun
 from tracked_cls.evaluation import EvalReport, Scores
-from tracked_cls.job import Job, begun
+from tracked_cls.job import Given, Job, begun
 from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
@@ -27,6 +27,7 @@ from tracked_cls.state import Plan, TrainState
 from tracked_cls.step import Diverged
 from tracked_cls.tracking import Tracker
 from tracked_cls.training import EpochResult, Progress
+from tracked_cls.weights import digest
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
 _MAX_ROLLBACKS = 3
@@ -41,6 +42,7 @@ class Outcome:
     model_uri: str
     best_epoch: int
     weights: str
+    weights_digest: str
     val_accuracy: float
     test: EvalReport
     promotion: Promotion
@@ -57,61 +59,99 @@ class Kept:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a fold or a trial reached: `val` are the scores of the best weights on the samples at `indices` [N]."""
+    """What a fold or a trial reached: `val` are the scores of the kept weights on the samples at `indices` [N]."""
 
     run_id: str
+    epochs: int
     best_epoch: int
+    weights_digest: str
     val: Scores
     indices: npt.NDArray[np.int64]
     prepared: Prepared
 
 
-def run(cfg: TrainConfig, tracker: Tracker) -> Outcome:
+OnEpoch = Callable[[TrainState], None]
+
+
+def _go_on(state: TrainState) -> None:
+    """Watch an epoch end, and do nothing."""
+
+
+def run(cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: str | None = None) -> Outcome:
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
-    with begun(cfg, tracker, "train", None) as job:
-        state, kept = _learn(job)
+    with begun(cfg, tracker, "train", name, given) as job:
+        state, kept = _learn(job, _go_on)
         outcome = _conclude(job, state, kept, tracker)
-    checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
+    if given is None:
+        checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
     return outcome
 
 
-def train_fold(cfg: TrainConfig, tracker: Tracker, *, kind: str, name: str) -> Trained:
-    """Train and validate in a run of its own; the test split is not looked at, and no model is logged."""
-    with begun(cfg, tracker, kind, name) as job:
-        state, _ = _learn(job)
+def learn(
+    cfg: TrainConfig, tracker: Tracker, *, kind: str, name: str, given: Given | None = None, on_epoch: OnEpoch = _go_on
+) -> Trained:
+    """Train and validate in a run of its own; the test split is not looked at, and no model is logged.
+
+    `on_epoch` is called after every epoch; it ends the run by raising `StopRun`.
+    """
+    with begun(cfg, tracker, kind, name, given) as job:
+        state, _ = _learn(job, on_epoch)
         scores = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
-    checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
-    return Trained(job.tracked.run_id, state.best_epoch, scores, job.val.indices, job.feed.prepared)
+    if given is None:
+        checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
+    return Trained(
+        run_id=job.tracked.run_id,
+        epochs=len(state.ranking),
+        best_epoch=state.best_epoch,
+        weights_digest=digest(state.network),
+        val=scores,
+        indices=job.val.indices,
+        prepared=job.feed.prepared,
+    )
 
 
-def _learn(job: Job) -> tuple[TrainState, Kept]:
+def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
     """Train to the end; return the state with the weights that are kept, and which these are."""
     cfg, tracked, attempt = job.cfg, job.tracked, job.attempt
     state = TrainState.create(cfg, job.shape, train_images=len(job.train), compute=job.feed.compute)
     transfer = job.beginning.give(state.model)
     teacher = job.beginning.open_teacher(job.feed)
     resumed = checkpoint.restore(state, attempt)
-    tracked.log_config(cfg)
+    tracked.log_config(cfg.model_copy(update={"from_run": None}))
+    if cfg.from_run is not None:
+        tracked.set_tags({"replays": cfg.from_run})
     tracked.log_dataset(job.feed.prepared, ("train", "val"))
     tracked.log_environment()
     exhibits.introduce(job, state, transfer, resumed=resumed)
     with signals.deferred() as interrupted:
         try:
-            _loop(job, state, teacher, interrupted)
+            _loop(job, state, teacher, interrupted, on_epoch)
         except StopRun as stop:
             attempt.end(stop.status)
+            _log_reached(job, Kept(f"epoch {state.best_epoch}", state.best_score), state)
             raise
-    return state, _choose_weights(job, state)
+    kept = _choose_weights(job, state)
+    _log_reached(job, kept, state)
+    tracked.set_tags({"weights": kept.weights, "weights.digest": digest(state.network)})
+    return state, kept
 
 
-def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]) -> None:
+def _log_reached(job: Job, kept: Kept, state: TrainState) -> None:
+    """Log the best validation of a run, where an epoch was validated."""
+    if state.ranking:
+        job.tracked.log_metrics({"val_accuracy_best": kept.val_accuracy, "best_epoch": state.best_epoch})
+
+
+def _loop(
+    job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch
+) -> None:
     """Train to the end, to an early stop, or to an interruption; everything worth keeping is on disk at each return."""
     cfg = job.cfg
     if cfg.training.on_nan == "rollback" and state.epoch == state.batch == 0:
         checkpoint.save(state, job.attempt, job.policy)
     while not _is_stale(cfg, state):
         try:
-            _loop_until_stopped(job, state, teacher, interrupted)
+            _loop_until_stopped(job, state, teacher, interrupted, on_epoch)
             return
         except Diverged as trouble:
             if cfg.training.on_nan == "stop" or state.schedule.scale <= 0.5**_MAX_ROLLBACKS:
@@ -120,7 +160,9 @@ def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Cal
             _roll_back(job, state, trouble)
 
 
-def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]) -> None:
+def _loop_until_stopped(
+    job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch
+) -> None:
     cfg, attempt = job.cfg, job.attempt
     plan = Plan.of(cfg, len(job.train))
     total = plan.total_steps - state.epoch * plan.steps_per_epoch - state.batch
@@ -131,18 +173,20 @@ def _loop_until_stopped(job: Job, state: TrainState, teacher: Teacher | None, in
             if ended := isinstance(step, EpochResult):
                 improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
-                say(exhibits.epoch_line(plan.num_epochs, step, improved))
+                job.say(exhibits.epoch_line(plan.num_epochs, step, improved))
+                on_epoch(state)  # before it is saved: killed in between, the epoch is repeated and reported alike
             else:
                 profiled.after_step()
             if ended or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
                 checkpoint.save(state, attempt, job.policy)
                 saved = time.monotonic()
             if interrupted():
-                say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; the same command continues from here")
+                job.say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; "
+                        "the same command continues from here")  # fmt: skip
                 break
             if _is_stale(cfg, state):
-                say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
-                    f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
+                job.say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
+                        f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
                 break
     if cfg.training.profile:
         exhibits.log_profile(job.tracked, profiled.result)
@@ -181,7 +225,7 @@ def _choose_weights(job: Job, state: TrainState) -> Kept:
     if cfg.training.average_best is None:
         return of_best
     if len(state.ranking) == 1:
-        say("training.average_best: there is one epoch only, and nothing to average")
+        job.say("training.average_best: there is one epoch only, and nothing to average")
         return of_best
     best = checkpoint.best_networks(state, job.attempt, cfg.training.average_best)
     state.network.load_state_dict(mean_of(list(best.values())))
@@ -191,8 +235,8 @@ def _choose_weights(job: Job, state: TrainState) -> Kept:
     is_kept = (scores.accuracy, -scores.loss) >= (state.best_score, -state.best_loss)
     job.tracked.log_metrics({"val_accuracy_averaged": scores.accuracy})
     kept = average if is_kept else of_best
-    say(f"{average.weights} has val_accuracy {scores.accuracy:.4f}, {of_best.weights} {state.best_score:.4f}: "
-        f"{kept.weights} is kept")  # fmt: skip
+    job.say(f"{average.weights} has val_accuracy {scores.accuracy:.4f}, {of_best.weights} {state.best_score:.4f}: "
+            f"{kept.weights} is kept")  # fmt: skip
     if not is_kept:
         checkpoint.load_best(state, job.attempt)
     return kept
@@ -206,7 +250,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     say(f"testing the weights of {kept.weights}, exporting and logging the model")
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
     tested = assessment.prefixed(report.metrics, "test")
-    _log_results(job, state, kept, report)
+    _log_results(job, state, report)
     exhibits.log_learned(job, state)
     released = release.release(job, state, test, {"val_accuracy_best": kept.val_accuracy, **tested}, tracker)
     outcome = Outcome(
@@ -215,6 +259,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
         model_uri=released.model_uri,
         best_epoch=state.best_epoch,
         weights=kept.weights,
+        weights_digest=digest(state.network),
         val_accuracy=kept.val_accuracy,
         test=report,
         promotion=released.promotion,
@@ -224,11 +269,9 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     return outcome
 
 
-def _log_results(job: Job, state: TrainState, kept: Kept, report: EvalReport) -> None:
-    """Log what the kept weights reached on val and test, with the curves and the tables."""
-    job.tracked.log_metrics({"val_accuracy_best": kept.val_accuracy, "best_epoch": state.best_epoch}, step=0)
+def _log_results(job: Job, state: TrainState, report: EvalReport) -> None:
+    """Log what the kept weights reached on the test split, with the curves and the tables."""
     job.tracked.log_metrics(assessment.prefixed(report.metrics, "test"))
-    job.tracked.set_tags({"weights": kept.weights})
     with TemporaryDirectory() as scratch:
         assessment.write_report(report, Path(scratch), "test")
         plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")

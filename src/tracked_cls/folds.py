@@ -115,7 +115,7 @@ def _fold(cfg: TrainConfig, prepared: Prepared, tracker: Tracker, attempt: Attem
         say(f"fold {fold} of {cfg.data.folds}, counted from 0: done before, val_accuracy {found.scores.accuracy:.4f}")
         return found
     say(f"fold {fold} of {cfg.data.folds}, counted from 0")
-    trained = experiment.train_fold(cfg, tracker, kind="fold", name=f"fold {fold}")
+    trained = experiment.learn(cfg, tracker, kind="fold", name=f"fold {fold}")
     if trained.prepared.folder != prepared.folder:
         raise UserError(f"the data {cfg.data.label!r} changed while the folds were trained; start again to train all anew")
     _write(path, trained)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,18 @@ _CHECKED = 64  # images of the self-check of mixed precision
 
 
 @dataclass(frozen=True, eq=False)
+class Given:
+    """What a search hands to each of its trainings: open data, an open run, and a folder for the local state.
+
+    The folder is the search's own: the training neither marks it as ended nor deletes what is in it.
+    """
+
+    prepared: Prepared
+    run: Run
+    store: Path
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """What a run works with. The options are resolved: no ``auto`` is left that decides the result."""
 
@@ -40,6 +53,7 @@ class Job:
     tracked: Run
     attempt: Attempt
     kind: str
+    quiet: bool
 
     @property
     def policy(self) -> CheckpointConfig:
@@ -47,9 +61,14 @@ class Job:
         kept = max(self.cfg.checkpoint.keep_best, self.cfg.training.average_best or 1)
         return self.cfg.checkpoint.model_copy(update={"keep_best": kept})
 
+    def say(self, line: str) -> None:
+        """Print one line; the trainings of a search are many, and the search speaks for them."""
+        if not self.quiet:
+            say(line)
+
 
 @contextmanager
-def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> Iterator[Job]:
+def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given: Given | None = None) -> Iterator[Job]:
     """Check, prepare what is missing, and hold the run and its local state open."""
     check(cfg)
     compute = make_compute(
@@ -57,21 +76,26 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None) -> It
         precision=cfg.training.precision, channels_last=cfg.training.channels_last,
     )  # fmt: skip
     beginning = open_beginning(cfg, tracker)
-    found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
+    if given is None:
+        found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
+    else:
+        found = given.prepared
     prepared = _normalised(found, cfg.transforms, beginning)
     cfg, compute = _precise(cfg, prepared, compute, beginning)
     cfg = _resolved(cfg, prepared, compute)
-    store = workspace(cfg.tracking) / cfg.checkpoint.store
+    store = given.store if given else workspace(cfg.tracking) / cfg.checkpoint.store
     with (
         closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
         checkpoint.open_attempt(store, key(cfg, kind, prepared, beginning), resume=cfg.resume == "auto") as attempt,
     ):
         title = name or f"{cfg.model.name} on {prepared.manifest.name}"
         train, val = _splits(cfg, feed)
-        with tracker.begin(kind, title, continue_id=attempt.run_id) as tracked:
+        opened = nullcontext(given.run) if given else tracker.begin(kind, title, continue_id=attempt.run_id)
+        with opened as tracked:
             attempt.adopt(tracked.run_id)
-            yield Job(cfg, feed, beginning, _shape(prepared), train, val, tracked, attempt, kind)
-        attempt.end("FINISHED")
+            yield Job(cfg, feed, beginning, shape_of(prepared), train, val, tracked, attempt, kind, given is not None)
+        if given is None:
+            attempt.end("FINISHED")
 
 
 def check(cfg: TrainConfig) -> None:
@@ -91,7 +115,8 @@ def _normalised(prepared: Prepared, cfg: TransformsConfig, beginning: Beginning)
     return replace(prepared, preprocess=replace(own, mean=mean, std=std))
 
 
-def _shape(prepared: Prepared) -> Shape:
+def shape_of(prepared: Prepared) -> Shape:
+    """Return what a network for these data takes and gives."""
     geometry = prepared.preprocess.geometry
     return Shape(len(prepared.manifest.classes), geometry.channels, geometry.image_size, prepared.preprocess.frames)
 
@@ -109,7 +134,7 @@ def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainCo
 
 
 def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
-    shape = _shape(prepared)
+    shape = shape_of(prepared)
     network = compute.place(models.make_model(cfg.model, shape))
     count = len(prepared.manifest.indices("train"))
     per_part = min(count, cfg.limit or count) // cfg.training.accumulate
@@ -137,7 +162,7 @@ def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: 
     if compute.half is None:
         return cfg, compute
     torch.manual_seed(cfg.seed)
-    network = compute.place(models.make_model(cfg.model, _shape(prepared)))
+    network = compute.place(models.make_model(cfg.model, shape_of(prepared)))
     beginning.give(network)
     sample = some(open_split(Feed(prepared, compute), "train"), _CHECKED)
     (batch,) = sample.eval_batches(len(sample))
@@ -150,13 +175,19 @@ def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: 
     return cfg.model_copy(update={"training": exact}), replace(compute, half=None)
 
 
+def recipe(cfg: TrainConfig) -> dict[str, Any]:
+    """Return the options that decide a result, without those of the data."""
+    excluded = {"data", "tracking", "checkpoint", "promote", "device", "resume", "folds", "from_run"}
+    options = cfg.model_dump(mode="json", exclude=excluded)
+    for key in ("eval_batch_size", "profile"):
+        options["training"].pop(key)
+    for key in ("workers", "prefetch", "pin_memory"):
+        options["loader"].pop(key)
+    return options
+
+
 def key(cfg: TrainConfig, kind: str, prepared: Prepared, beginning: Beginning) -> str:
     """Return the name of the local state: the kind, and a digest of everything that decides the result."""
-    recipe = cfg.model_dump(mode="json", exclude={"data", "tracking", "checkpoint", "promote", "device", "resume", "folds"})
-    for key in ("eval_batch_size", "profile"):
-        recipe["training"].pop(key)
-    for key in ("workers", "prefetch", "pin_memory"):
-        recipe["loader"].pop(key)
-    recipe["data"] = {"name": cfg.data.label, "digest": prepared.manifest.digest, "whole_photos": prepared.pixels is None}
-    recipe["beginning"] = beginning.digest
-    return f"{kind}-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"
+    data = {"name": cfg.data.label, "digest": prepared.manifest.digest, "whole_photos": prepared.pixels is None}
+    decisive = recipe(cfg) | {"data": data, "beginning": beginning.digest}
+    return f"{kind}-{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -49,7 +49,21 @@ def train(cfg: TrainConfig, tracker: Tracker) -> Training:
         return Training(folds.lines(across), folds.next_command(across))
     outcome = experiment.run(cfg, tracker)
     command = f"mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}"
-    return Training(experiment.lines(outcome), command)
+    return Training([*experiment.lines(outcome), *_compared(cfg, outcome, tracker)], command)
+
+
+def _compared(cfg: TrainConfig, outcome: Outcome, tracker: Tracker) -> list[str]:
+    """Say whether a replay came to the same weights."""
+    if cfg.from_run is None:
+        return []
+    tags = tracker.client.get_run(cfg.from_run).data.tags
+    if "weights.digest" not in tags:
+        return [f"  replay: run {cfg.from_run} did not end with weights to compare with"]
+    if tags["weights.digest"] == outcome.weights_digest:
+        return [f"  replay: the same weights as run {cfg.from_run}, digest {outcome.weights_digest[:16]}"]
+    other_data = tags.get("data.digest") != outcome.prepared.manifest.digest
+    why = "the data have changed since" if other_data else "other options, machine, threads or versions"
+    return [f"  replay: other weights than run {cfg.from_run} ({why})"]
 
 
 def run(cfg: MainConfig, tracker: Tracker) -> Whole:

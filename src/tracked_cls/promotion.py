@@ -25,7 +25,7 @@ def register(tracker: Tracker, name: str, model_uri: str, *, tags: Mapping[str, 
     """Register a model, with its tags, and move ``champion`` to it by the rule.
 
     The rule: the first version becomes champion; a later one, registered only where `compare`, if its test accuracy on the
-    same data is higher.
+    same data is higher. Where `compare`, the version is ``challenger`` in any case.
     """
     client = tracker.client
     champion = registry.by_alias(client, name, CHAMPION)
@@ -33,10 +33,13 @@ def register(tracker: Tracker, name: str, model_uri: str, *, tags: Mapping[str, 
         reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
         return Promotion("not registered", reason)
     version = registry.register(client, name, model_uri, run_id=tags["run.id"], tags=tags)
+    if compare:
+        registry.set_alias(client, version, CHALLENGER)
     if champion is not None and version.number == champion.number:  # its tags tell how it became champion: they stay
         return Promotion("kept", f"{version.uri} with the same weights is champion already", version)
     verdict, reason = _judge(tags, champion)
-    registry.set_alias(client, version, CHAMPION if verdict == "promoted" else CHALLENGER)
+    if verdict == "promoted":
+        registry.set_alias(client, version, CHAMPION)
     registry.tag_version(client, version, {"promotion.verdict": verdict, "promotion.reason": reason})
     return Promotion(verdict, reason, version)
 

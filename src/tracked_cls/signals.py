@@ -6,15 +6,19 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from tracked_cls.errors import Interrupted
 
 _deferring = False
 _pending: int | None = None
+_once = False
 
 
-def install() -> None:
-    """Raise `Interrupted` on SIGINT and SIGTERM from now on."""
+def install(*, once: bool = False) -> None:
+    """Raise `Interrupted` on SIGINT and SIGTERM from now on; `once`: let all but the first pass."""
+    global _once
+    _once = once
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _handle)
 
@@ -36,11 +40,17 @@ def deferred() -> Iterator[Callable[[], bool]]:
         _deferring = False
         signum, _pending = _pending, None
         if signum is not None:
-            raise Interrupted(signum)
+            _interrupt(signum)
 
 
 def _handle(signum: int, _frame: FrameType | None) -> None:
     global _pending
     if not _deferring:
-        raise Interrupted(signum)
+        _interrupt(signum)
     _pending = signum
+
+
+def _interrupt(signum: int) -> NoReturn:
+    if _once:
+        ignore()
+    raise Interrupted(signum)

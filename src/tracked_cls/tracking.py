@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tracked_cls import provenance
 from tracked_cls.config import Section, TrackingConfig, flatten, to_yaml, tracking_uri
@@ -44,6 +45,7 @@ from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
 
 # what they say below these levels is about themselves, not about the run
 _LOG_LEVELS = {"alembic": logging.WARNING, "mlflow": logging.WARNING, "mlflow.utils.environment": logging.ERROR}
+_TRAININGS = ("train", "trial", "fold", "pipeline")
 _PARAMS_PER_CALL = 100
 _LONGEST_PARAM = 6000
 _CONNECT_SECONDS = 5.0
@@ -66,10 +68,20 @@ class Run:
         base = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
 
+    def ranked_url(self, metric: str) -> str:
+        """Where `mlflow ui` shows the curves of the trials nested in this run, the best first."""
+        base = self.url.partition("/#/")[0]
+        wanted = quote(f"tags.kind = 'trial' and tags.mlflow.parentRunId = '{self.run_id}'")
+        key, ascending = ("val_accuracy_best", "false") if metric == "val_accuracy" else (metric, "true")
+        return (
+            f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter={wanted}"
+            f"&orderByKey={quote(f'metrics.`{key}`')}&orderByAsc={ascending}&compareRunsMode=CHART"
+        )
+
     def log_config(self, config: Section) -> None:
         """Log the typed truth as ``config.yaml``, and each option as a param unless `mlflow run` has logged that key."""
         self.log_params(flatten(config))
-        self.client.log_text(self.run_id, to_yaml(config), "config.yaml")
+        self.log_text(to_yaml(config), "config.yaml")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log params that the run does not have yet."""
@@ -117,6 +129,10 @@ class Run:
         """Store the versions that the numbers came from."""
         self.client.log_dict(self.run_id, provenance.environment(), "environment.json")
 
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as a file of the run's artifacts."""
+        self.client.log_text(self.run_id, text, name)
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload one file, into a folder of the run's artifacts."""
         self.client.log_artifact(self.run_id, str(path), folder)
@@ -156,6 +172,27 @@ class Tracker:
     def beside(self) -> Tracker:
         """Return a tracker whose runs never adopt the one that `mlflow run` opened."""
         return replace(self, adoptable=None, run_name=None)
+
+    def open(self, run_id: str) -> Run:
+        """Return a run for writing, leaving its status as it is."""
+        found = self.client.get_run(run_id)
+        return Run(self.client, found.info.experiment_id, run_id, self.uri)
+
+    def find(self, tags: Mapping[str, str]) -> str | None:
+        """Return the oldest run of the experiment that has all of the tags."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs([self.experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        return str(found[0].info.run_id) if found else None
+
+    def create(self, name: str, tags: Mapping[str, str]) -> str:
+        """Make a run that `begin` continues."""
+        return self._create(name, tags).run_id
+
+    def follow(self, run_id: str) -> Run:
+        """Return a run that another process leads; the one that `mlflow run` opened ends as a pointer to it."""
+        if self.adoptable not in (None, run_id):
+            self._point_to(run_id)
+        return self.open(run_id)
 
     @contextmanager
     def begin(self, kind: str, name: str, *, continue_id: str | None = None) -> Iterator[Run]:
@@ -215,8 +252,9 @@ class Tracker:
             self.client.update_run(self.adoptable, name=self.run_name or name)
         return Run(self.client, found.info.experiment_id, self.adoptable, self.uri)
 
-    def _create(self, name: str) -> Run:
-        tags = resolve_tags({"mlflow.parentRunId": self.parent} if self.parent else {})
+    def _create(self, name: str, tags: Mapping[str, str] | None = None) -> Run:
+        nested = {"mlflow.parentRunId": self.parent} if self.parent else {}
+        tags = resolve_tags({**nested, **(tags or {})})
         run = self.client.create_run(self.experiment_id, run_name=self.run_name or name, tags=tags)
         return Run(self.client, self.experiment_id, run.info.run_id, self.uri)
 
@@ -238,6 +276,25 @@ def open_tracker(cfg: TrackingConfig) -> Iterator[Tracker]:
     client = MlflowClient(uri)
     adoptable = os.environ.pop("MLFLOW_RUN_ID", None)
     yield Tracker(client, _experiment(client, cfg, uri, adoptable), uri, cfg.run_name, adoptable)
+
+
+def config_of_run(run_id: str, cfg: TrackingConfig) -> str:
+    """Return the ``config.yaml`` of a run; raises `UserError` where there is no such run, or none of ours."""
+    uri = tracking_uri(cfg)
+    if uri.startswith("http"):
+        _reach(uri)
+    client = MlflowClient(uri)
+    try:
+        kind = client.get_run(run_id).data.tags.get("kind")
+    except MlflowException:
+        raise UserError(f"from_run: there is no run {run_id} in {uri}") from None
+    if kind not in _TRAININGS:
+        raise UserError(f"from_run: run {run_id} is no training ({kind or 'not one of ours'}); give one of train, or a trial")
+    with TemporaryDirectory() as scratch:
+        try:
+            return Path(client.download_artifacts(run_id, "config.yaml", scratch)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            raise UserError(f"from_run: run {run_id} holds no config.yaml: it was killed before it trained") from None
 
 
 def _create_sqlite(path: Path) -> None:

@@ -2,7 +2,19 @@
 
 import pytest
 
-from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load, to_yaml
+from tracked_cls.config import (
+    EvaluateConfig,
+    PredictConfig,
+    PrepareConfig,
+    TrainConfig,
+    TuneConfig,
+    flatten,
+    load,
+    option_value,
+    override,
+    to_yaml,
+)
+from tracked_cls.config.tree import show
 from tracked_cls.errors import UserError
 
 
@@ -221,3 +233,177 @@ def test_a_boolean_is_no_number(params, text):
 def test_min_delta_without_patience_is_refused(params):
     with pytest.raises(UserError, match="training.min_delta=0.1 has no effect without training.patience"):
         load(TrainConfig, [*params(), "--training.min_delta", "0.1"])
+
+
+# ---- one tree laid over another --------------------------------------------------------------------------------------
+
+BASE = (
+    "epochs: 6\noptimizer: {name: adamw, lr: 0.004, layer_decay: 0.9}\nscheduler: {name: step, gamma: 0.5}\n"
+    "loss: {class_weights: effective, smoothing: 0.1}\nmodel: {name: resnet18, stem: small}\ntraining: {ema: 0.9}\n"
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"optimizer.lr": 0.1},
+        {"optimizer": "sgd"},
+        {"optimizer.lr": 0.1, "optimizer": "sgd"},
+        {"optimizer": "adamw", "optimizer.beta1": 0.8},
+        {"scheduler": "onecycle", "scheduler.warmup_epochs": 2.0},
+        {"scheduler": "onecycle"},
+        {"model": "small_cnn"},
+        {"loss.class_weights": "balanced"},
+        {"loss": "focal"},
+        {"training.ema": "off", "batch_size": "auto"},
+        {"epochs": 9, "seed": 3, "training.compile": True},
+        {"transforms.train": ["RandomHorizontalFlip", {"RandomCrop": {"padding": 2}}]},
+        {"model.args": {"width": 3}},
+    ],
+    ids=lambda values: ", ".join(values) or "nothing",
+)
+def test_typed_values_are_laid_over_a_tree_as_the_command_line_over_a_file(params, values):
+    words = [word for key, value in values.items() for word in (f"--{key}", show(value))]
+    assert override(load(TrainConfig, params(BASE)), values) == load(TrainConfig, [*params(BASE), *words])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": "ten"},
+        {"optimizer.lr": -1},
+        {"optimizer": "sgdd"},
+        {"optimizer.momentum": 0.5},
+        {"scheduler": "cosine", "scheduler.gamma": 0.5},
+        {"scheduler.warmup_epochs": 6},
+        {"transforms.train": ["RandomAfine"]},
+    ],
+    ids=lambda values: ", ".join(values),
+)
+def test_a_mistake_laid_over_is_the_sentence_of_the_command_line(params, values):
+    words = [word for key, value in values.items() for word in (f"--{key}", show(value))]
+    with pytest.raises(UserError) as typed:
+        load(TrainConfig, [*params(BASE), *words])
+    with pytest.raises(UserError) as laid:
+        override(load(TrainConfig, params(BASE)), values)
+    assert str(laid.value).replace("'", "") == str(typed.value).replace("'", "")
+
+
+def test_an_unknown_key_laid_over_names_its_near_match():
+    with pytest.raises(UserError, match="unknown option 'lr'; did you mean 'optimizer.lr'"):
+        override(TrainConfig(), {"lr": 0.1})
+
+
+def test_what_followed_from_an_option_goes_with_it(params):
+    cfg = load(TrainConfig, params("scheduler: onecycle\nloss: {class_weights: effective}\n"))
+    assert (cfg.scheduler.warmup_fraction, cfg.loss.effective_beta) == (0.3, 0.999)
+    laid = override(cfg, {"scheduler.warmup_epochs": 2, "loss.class_weights": "none"})
+    assert (laid.scheduler.warmup_fraction, laid.loss.effective_beta) == (None, None)
+    assert override(laid, {"scheduler.warmup_epochs": "auto"}).scheduler.warmup_fraction == 0.3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optimizer.lr", "1e-3", 1e-3),
+        ("optimizer.lr", 1, 1.0),
+        ("optimizer.lr", None, "auto"),
+        ("training.ema", False, "off"),
+        ("training.ema", "none", "off"),
+        ("training.compile", "on", True),
+        ("batch_size", 32.0, 32),
+        ("optimizer", "sgd", "sgd"),
+        ("model.stem", "auto", "auto"),
+        ("transforms.train", ["RandAugment"], ["RandAugment"]),
+    ],
+)
+def test_one_value_is_read_by_its_option(key, value, expected):
+    found = option_value(TrainConfig, key, value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+# ---- the configuration of a run --------------------------------------------------------------------------------------
+
+RUN = "0123456789abcdef0123456789abcdef"
+
+
+def _run_of(text, asked=None):
+    def config_of(run_id, tracking):
+        if asked is not None:
+            asked.append((run_id, tracking.uri))
+        return text
+
+    return config_of
+
+
+@pytest.mark.parametrize("address", [RUN, f"runs:/{RUN}"])
+def test_a_run_takes_the_place_of_the_params_file(params, tmp_path, address):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "train.yaml").write_text("epochs: 3\nseed: 9\n")
+    asked = []
+    words = ["--params", "params/train.yaml", "--from_run", address, "--tracking.uri", "sqlite:///here.db", "--batch_size", "8"]
+    cfg = load(TrainConfig, words, config_of=_run_of("epochs: 7\nbatch_size: 16\noptimizer: {name: sgd, lr: 0.5}\n", asked))
+    assert asked == [(RUN, "sqlite:///here.db")]
+    assert cfg.from_run == RUN
+    assert (cfg.epochs, cfg.seed, cfg.batch_size, cfg.optimizer.lr) == (7, 0, 8, 0.5)
+
+
+def test_what_belongs_to_the_one_run_is_not_repeated():
+    text = f"tracking: {{uri: 'http://there:1', run_name: first}}\nresume: never\nfrom_run: {'f' * 32}\nepochs: 3\n"
+    cfg = load(TrainConfig, ["--from_run", RUN], config_of=_run_of(text))
+    assert (cfg.tracking.uri, cfg.tracking.run_name, cfg.resume, cfg.from_run, cfg.epochs) == (None, None, "auto", RUN, 3)
+
+
+def test_a_resolved_configuration_is_repeated_whole(params):
+    first = load(TrainConfig, params(BASE))
+    again = load(TrainConfig, ["--from_run", RUN], config_of=_run_of(to_yaml(first)))
+    assert again == first.model_copy(update={"from_run": RUN})
+
+
+def test_the_winner_of_a_study_is_repeated_without_its_search(params):
+    study = load(TuneConfig, params("epochs: 5\ntune: {trials: 3, space: {batch_size: [8, 16]}}\n"))
+    assert load(TrainConfig, ["--from_run", RUN], config_of=_run_of(to_yaml(study))).epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "config_of", "message"),
+    [
+        (["--from_run", RUN], None, "from_run is not taken by train"),
+        (["--from_run", RUN, "--params", "p.yaml"], _run_of(""), "give either from_run or params=p.yaml"),
+        (["--from_run", "last"], _run_of(""), "from_run must be text of the form"),
+        (["--from_run", f"runs:/{RUN}/x"], _run_of(""), "from_run must be text of the form"),
+        (["--from_run", RUN], _run_of("epchs: 3"), f"config.yaml of run {RUN}: unknown key 'epchs'; did you mean 'epochs'?"),
+        (["--from_run", RUN], _run_of("a: ["), f"config.yaml of run {RUN}: not valid YAML"),
+        (["--from_run", RUN, "--epochs", "0"], _run_of(""), "epochs must be a whole number >= 1"),
+    ],
+    ids=["not taken", "two sources", "no id", "more than an id", "unknown key", "no YAML", "command line"],
+)
+def test_a_mistake_about_the_run_is_one_line(params, words, config_of, message):
+    params("seed: 1\n")
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, words, config_of=config_of)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_run_means_the_params_file(params, tmp_path):
+    assert load(TrainConfig, [*params("epochs: 3\n"), "--from_run", "none"], config_of=_run_of("epochs: 7\n")).epochs == 3
+
+
+def test_a_run_is_not_named_in_a_file(params):
+    with pytest.raises(UserError, match="p.yaml: from_run belongs on the command line"):
+        load(TrainConfig, params(f"from_run: {RUN}\n"))
+
+
+def test_each_verb_reads_its_own_file_where_none_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "train.yaml").write_text("epochs: 3\n")
+    (tmp_path / "params" / "tune.yaml").write_text("epochs: 4\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert (load(TrainConfig, []).epochs, load(TuneConfig, []).epochs) == (3, 4)
+    with pytest.raises(SystemExit):
+        load(TuneConfig, ["--help"])
+    assert "(default: params/tune.yaml)" in capsys.readouterr().out

@@ -4,8 +4,9 @@ from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig, Spli
 from tracked_cls.config.network import FreezeConfig, ModelConfig
 from tracked_cls.config.objective import LossConfig
 from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
-from tracked_cls.config.parse import load
+from tracked_cls.config.parse import load, override
 from tracked_cls.config.sections import CheckpointConfig, PromoteConfig, TrackingConfig, TrainingConfig
+from tracked_cls.config.sentences import near_key, option_value
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
 from tracked_cls.config.verbs import EvaluateConfig, MainConfig, PredictConfig, PrepareConfig, TrainConfig, TuneConfig
@@ -40,6 +41,9 @@ __all__ = [
     "find_input",
     "flatten",
     "load",
+    "near_key",
+    "option_value",
+    "override",
     "table_endings",
     "to_yaml",
     "tracking_uri",

@@ -20,7 +20,7 @@ _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def rule_of(field: FieldInfo) -> str:
     """Return what a value must be, in words: ``a number > 0 and <= 100, or auto``."""
     names = names_of(field)
-    what = f"one of {', '.join(names)}" if names else _TYPES[_base(field.annotation)]
+    what = f"one of {', '.join(names)}" if names else _TYPES[base_type(field.annotation)]
     bounds = [
         f"{sign} {getattr(rule, name):g}" for rule in field.metadata for name, sign in _BOUNDS.items() if hasattr(rule, name)
     ]
@@ -32,7 +32,7 @@ def rule_of(field: FieldInfo) -> str:
 
 def names_of(field: FieldInfo) -> list[str]:
     """Return the values an option of fixed names accepts; empty for any other option."""
-    if _base(field.annotation) is str and extra(field, "choices"):
+    if base_type(field.annotation) is str and extra(field, "choices"):
         return list(extra(field, "choices"))
     for part in _parts(field.annotation):
         if get_origin(part) is Literal:
@@ -61,7 +61,7 @@ def render(cls: type[Verb]) -> str:
         f"  mlflow run . -e {cls.verb} --env-manager local -P key=value ...",
         f"  python -m pipelines.{cls.verb} --key value ...",
         bare,
-        "  --params FILE        YAML file with any of the options below (default: params/train.yaml)",
+        f"  --params FILE        YAML file with any of the options below (default: {cls.params})",
         "  --print-config       print the resolved options and exit",
         "  --help               print this and exit",
         "",
@@ -92,6 +92,7 @@ def _parts(annotation: Any) -> list[Any]:
     return [part for part in get_args(annotation) if part is not NoneType] if is_union else [annotation]
 
 
-def _base(annotation: Any) -> Any:
+def base_type(annotation: Any) -> Any:
+    """Return the plain type of an option: int, float, bool, str, list or dict; of a union the first."""
     part = _parts(annotation)[0]
     return type(get_args(part)[0]) if get_origin(part) is Literal else get_origin(part) or part

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tracked_cls.config import help as help_text
+from tracked_cls.config.choice import Choice
 from tracked_cls.config.sections import TrackingConfig
-from tracked_cls.config.tree import Section, extra, options, section_of, to_yaml
-from tracked_cls.config.verbs import VERBS, Verb
+from tracked_cls.config.sentences import build, near_key, option_value
+from tracked_cls.config.tree import Section, options, section_of, to_yaml, unset_to_none
+from tracked_cls.config.verbs import VERBS, TrainConfig, Verb
 from tracked_cls.config.workspace import workspace
-from tracked_cls.errors import UserError, did_you_mean
+from tracked_cls.errors import UserError
 
 V = TypeVar("V", bound=Verb)
 Tree = dict[str, Any]
-_NAME = "[key]"  # what pydantic calls the name of an entry
+ConfigOf = Callable[[str, TrackingConfig], str]  # (run id, where runs are kept) -> text of that run's config.yaml
 
 
-def load(cls: type[V], argv: Sequence[str], default_params: str = "params/train.yaml") -> V:
+def load(cls: type[V], argv: Sequence[str], default_params: str | None = None, config_of: ConfigOf | None = None) -> V:
     """Return the resolved tree of a verb from its arguments.
 
     ``--params FILE`` names the YAML file; every other ``--key value`` overrides it; ``--help`` and ``--print-config``
-    print and exit. Raises `UserError` with one line per mistake: key, value, rule and near match.
+    print and exit. ``--from_run ID`` puts the text that `config_of` returns, the run's config.yaml, in the file's place.
+    Raises `UserError` with one line per mistake: key, value, rule and near match.
     """
     if "--help" in argv or "-h" in argv:
         _print_and_exit(help_text.render(cls))
     print_config = "--print-config" in argv
     given = _read_arguments(cls, [word for word in argv if word != "--print-config"])
-    file = _find_params(given.pop("params", default_params))
-    tree = _known_to(cls, _read_yaml(file), file)
-    config = _build(cls, _merge(cls, tree, _nest(cls, given)))
+    default = default_params or cls.params
+    file = given.pop("params", default)
+    run_id = _run_to_repeat(cls, given)
+    values = _converted(cls, given)
+    if run_id is None:
+        below = _tree_of_file(cls, file)
+    elif file != default:
+        raise UserError(f"from_run takes the place of the params file: give either from_run or params={file}")
+    else:
+        below = _tree_of_run(cls, run_id, config_of, _tracking(values))
+    config = build(cls, _merge(cls, below, _nest(values)))
     if print_config:
         _print_and_exit(to_yaml(config))
     return config
+
+
+def override(cfg: V, values: Mapping[str, Any]) -> V:
+    """Return the tree with typed values, by canonical key, laid over it as the command line lays over a params file.
+
+    A choice named anew takes its own defaults. Raises `UserError` with one line per mistake.
+    """
+    cls = type(cfg)
+    known = set(_keys(cls))
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown option {key!r}{near_key(key, known)}")
+    return build(cls, _merge(cls, _as_written(cfg), _nest(values)))
 
 
 def _print_and_exit(text: str) -> NoReturn:
@@ -85,23 +108,20 @@ def _canonical(cls: type[Verb], key: str) -> str:
     for candidate in candidates:
         if candidate in known or candidate == "params":
             return candidate
-    raise UserError(f"unknown option --{key}{_near(key, {*known, 'params'})}")
+    raise UserError(f"unknown option --{key}{near_key(key, {*known, 'params'})}")
 
 
-def _near(key: str, known: set[str]) -> str:
-    """Return the near match of a key, preferring a dotted key whose last part is exactly what was typed."""
-    same_leaf = sorted(name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2])
-    if same_leaf:
-        return f"; did you mean {' or '.join(map(repr, same_leaf[:3]))}?"
-    return did_you_mean(key, known) or "; --help lists all options"
-
-
-def _nest(cls: type[Verb], given: Mapping[str, str]) -> Tree:
-    """Return the nested tree of dotted keys, each text converted as far as its field's type needs."""
+def _converted(cls: type[Verb], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what was typed, each text converted as far as its field's type needs."""
     fields = _keys(cls)
+    return {key: _convert(key, text, fields[key]) for key, text in given.items()}
+
+
+def _nest(values: Mapping[str, Any]) -> Tree:
+    """Return the nested tree of dotted keys."""
     tree: Tree = {}
-    for key, text in given.items():
-        _put(tree, key.split("."), _convert(key, text, fields[key]))
+    for key, value in values.items():
+        _put(tree, key.split("."), value)
     return tree
 
 
@@ -164,15 +184,27 @@ def _find_params(name: str) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> Tree:
+def _tree_of_file(cls: type[Verb], name: str) -> Tree:
+    path = _find_params(name)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {_first_line(error)}") from None
+    tree = _read_yaml(text, str(path))
+    if "from_run" in tree and unset_to_none(TrainConfig, tree)["from_run"] is not None:
+        raise UserError(f"{path}: from_run belongs on the command line, where it takes the place of a file: take it out here")
+    return _known_to(cls, tree, str(path))
+
+
+def _read_yaml(text: str, where: str) -> Tree:
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {_first_line(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of options, got {type(tree).__name__}")
+        raise UserError(f"{where}: expected a mapping of options, got {type(tree).__name__}")
     nested: Tree = {}
     for key, value in tree.items():
         _put(nested, str(key).split("."), value)
@@ -185,28 +217,52 @@ def _first_line(error: Exception) -> str:
     return f"{getattr(error, 'problem', None) or str(error).splitlines()[0]}{where}"
 
 
-def _known_to(cls: type[Verb], tree: Tree, file: Path) -> Tree:
+def _known_to(cls: type[Verb], tree: Tree, where: str) -> Tree:
     """Return the part of a file that this verb takes; a key that no verb takes is an error."""
-    return _select(cls, [verb for verb in VERBS if verb is not cls], tree, prefix="", file=file)
+    return _select(cls, [verb for verb in VERBS if verb is not cls], tree, prefix="", where=where)
 
 
-def _select(cls: type[Section], others: Sequence[type[Section]], tree: Tree, *, prefix: str, file: Path) -> Tree:
+def _select(cls: type[Section], others: Sequence[type[Section]], tree: Tree, *, prefix: str, where: str) -> Tree:
     taken: Tree = {}
     for key, value in tree.items():
         field = cls.model_fields.get(key)
         rivals = [other.model_fields[key] for other in others if key in other.model_fields]
         if field is None and not rivals:
             known = {prefix + name for every in (cls, *others) for name in every.model_fields}
-            raise UserError(f"{file}: unknown key {prefix + key!r}{_near(prefix + key, known)}")
+            raise UserError(f"{where}: unknown key {prefix + key!r}{near_key(prefix + key, known)}")
         if field is None:
             continue
         section = section_of(field)
         if section is not None and isinstance(value, dict):
             rival_sections = [sub for rival in rivals if (sub := section_of(rival))]
-            taken[key] = _select(section, rival_sections, value, prefix=f"{prefix}{key}.", file=file)
+            taken[key] = _select(section, rival_sections, value, prefix=f"{prefix}{key}.", where=where)
         else:
             taken[key] = value
     return taken
+
+
+# ---- the configuration of a run --------------------------------------------------------------------------------------
+
+
+def _run_to_repeat(cls: type[Verb], given: Mapping[str, str]) -> str | None:
+    """Return the bare id of the run that ``--from_run`` names."""
+    run_id = str(option_value(cls, "from_run", given.get("from_run"))) if "from_run" in given else "none"
+    return None if run_id == "none" else run_id.removeprefix("runs:/")
+
+
+def _tree_of_run(cls: type[Verb], run_id: str, config_of: ConfigOf | None, tracking: TrackingConfig) -> Tree:
+    """Return what a run was set to, less what belongs to that one run."""
+    if config_of is None:
+        raise UserError(f"from_run is not taken by {cls.verb}")
+    where = f"config.yaml of run {run_id}"
+    tree = _known_to(cls, _read_yaml(config_of(run_id, tracking), where), where)
+    return {key: value for key, value in tree.items() if key not in ("tracking", "from_run", "resume")}
+
+
+def _tracking(values: Mapping[str, Any]) -> TrackingConfig:
+    """Return where a run is looked for: what the command line says about it."""
+    own = {key.removeprefix("tracking."): value for key, value in values.items() if key.startswith("tracking.")}
+    return build(TrackingConfig, own)
 
 
 # ---- together --------------------------------------------------------------------------------------------------------
@@ -230,6 +286,17 @@ def _merge(cls: type[Section], file: Tree, given: Tree) -> Tree:
             for key, value in merged.items()}  # fmt: skip
 
 
+def _as_written(section: Section) -> Tree:
+    """Return the tree that a params file would hold, without the defaults of a choice, which go with its other options."""
+    tree: Tree = {name: _as_written(value) if isinstance(value, Section) else value for name, value in section}
+    if not isinstance(section, Choice):
+        return tree
+    own = section.own[str(tree["name"])]
+    chosen = {key: value for key, value in tree.items() if value is not None and not (key in own and value == own[key])}
+    implied = section.implied(chosen)
+    return {key: value for key, value in chosen.items() if not (key in implied and value == implied[key])}
+
+
 def _picks_another(section: type[Section], below: Tree, above: Tree) -> bool:
     return section.choice and "name" in above and above["name"] != below.get("name", section.model_fields["name"].default)
 
@@ -244,56 +311,3 @@ def _as_mapping(section: type[Section], key: str, value: Any) -> Tree:
     raise UserError(
         f"{key} is a section, got {value!r}; its options: {', '.join(f'{key}.{name}' for name in section.model_fields)}"
     )
-
-
-def _build(cls: type[V], tree: Tree) -> V:
-    try:
-        return cls.model_validate(tree)
-    except ValidationError as error:
-        fields = _keys(cls)
-        lines = [_sentence(item, fields) for item in _by_option(error, tree, fields)]
-        raise UserError("\n".join(lines)) from None
-
-
-def _by_option(error: ValidationError, tree: Tree, fields: Mapping[str, FieldInfo]) -> list[dict[str, Any]]:
-    """Return one error per option: pydantic tells what each type that it could be, and each part of it, has against it."""
-    items: dict[tuple[int | str, ...], dict[str, Any]] = {}
-    for item in error.errors():
-        loc = item["loc"]
-        owners = [loc[:size] for size in range(len(loc) - 1, 1, -1) if ".".join(map(str, loc[:size])) in fields]
-        if item["type"] in ("value_error", "extra_forbidden") or not owners:
-            items[loc] = dict(item)
-        elif loc[-1] == _NAME:  # says more than that a mapping is no text
-            items[owners[0]] = {**item, "loc": (*owners[0], _NAME)}
-        else:
-            items.setdefault(owners[0], {**item, "loc": owners[0], "input": _at(tree, owners[0], item["input"])})
-    return list(items.values())
-
-
-def _at(tree: Tree, path: Sequence[int | str], otherwise: Any) -> Any:
-    """Return what stands at a path of the tree."""
-    value: Any = tree
-    for part in path:
-        if not isinstance(value, dict) or part not in value:
-            return otherwise
-        value = value[part]
-    return value
-
-
-def _sentence(item: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
-    """Say one pydantic error as key, rule and value."""
-    key = ".".join(str(part) for part in item["loc"] if part != _NAME)
-    if _NAME in item["loc"]:
-        return (
-            f"{key}: the name {item['input']!r} must be text: put it in quotes, YAML reads no, off, yes and on as true or false"
-        )
-    if item["type"] == "value_error":  # one of our own: it names key, rule and value itself
-        return str(item["ctx"]["error"])
-    field = fields.get(key) or fields.get(key.removesuffix(".name"))
-    if item["type"] == "extra_forbidden" or field is None:
-        leaf = key.rpartition(".")[2]
-        return f"unknown key {key!r}{_near(leaf, set(fields))}"
-    rule = help_text.rule_of(field)
-    unit = extra(field, "unit")
-    near = did_you_mean(str(item["input"]), help_text.names_of(field)) if help_text.names_of(field) else ""
-    return f"{key} must be {rule}{f' ({unit})' if unit else ''}, got {item['input']!r}{near}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig
 from tracked_cls.config.network import FreezeConfig, ModelConfig
@@ -20,15 +20,20 @@ from tracked_cls.config.sections import (
 )
 from tracked_cls.config.transforms import PredictTransforms, TransformsConfig
 from tracked_cls.config.tree import Section, option
+from tracked_cls.config.tuning import TunePromoteConfig, TuneSection
 from tracked_cls.errors import UserError
 
 
 class Verb(Section):
-    """The tree of one entry point. `bare` names the section whose keys may be given without its name."""
+    """The tree of one entry point. `bare` names the section whose keys may be given without its name.
+
+    `params` is the file that is read where none is named.
+    """
 
     verb: ClassVar[str]
     summary: ClassVar[str]
     bare: ClassVar[str | None] = None
+    params: ClassVar[str] = "params/train.yaml"
 
 
 class _Compute(Section):
@@ -85,6 +90,11 @@ class TrainConfig(Verb, _Compute):
         "auto", "auto: fused optimizer where there is one; exact: plain float32 and deterministic algorithms"
     )
     resume: Literal["auto", "never"] = option("auto", "auto: continue an interrupted run of the same data and configuration")
+    from_run: str | None = option(
+        None,
+        "train anew with the config.yaml of this run (id, or runs:/<id>) under the command line, in place of the params file",
+        unset="none", pattern=r"^(runs:/)?[0-9a-f]{32}$",
+    )  # fmt: skip
     data: DataConfig = DataConfig()
     loader: LoaderConfig = LoaderConfig()
     transforms: TransformsConfig = TransformsConfig()
@@ -97,6 +107,11 @@ class TrainConfig(Verb, _Compute):
     checkpoint: CheckpointConfig = CheckpointConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("from_run")
+    @classmethod
+    def _bare_id(cls, value: str | None) -> str | None:
+        return value.removeprefix("runs:/") if value else None
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
@@ -159,7 +174,25 @@ class TuneConfig(TrainConfig):
     """``tune``: a search over the options of ``train``."""
 
     verb: ClassVar[str] = "tune"
-    summary: ClassVar[str] = "Search optimizer and scheduler choices (not there yet)."
+    summary: ClassVar[str] = "Search better options, train the best anew on fresh seeds and register the winner."
+    bare: ClassVar[str | None] = "tune"
+    params: ClassVar[str] = "params/tune.yaml"
+    tune: TuneSection = TuneSection()
+    promote: TunePromoteConfig = TunePromoteConfig()
+
+    @model_validator(mode="after")
+    def _trials_are_plain_trainings(self) -> TuneConfig:
+        for key in ("folds", "overfit_batches"):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key} does not go with tune")
+        if self.fast_dev_run:
+            raise UserError("fast_dev_run does not go with tune: no trial would mean anything; try train")
+        return self
+
+    @property
+    def train(self) -> TrainConfig:
+        """What a trial is before the search changes it."""
+        return TrainConfig.model_validate(self.model_dump(exclude={"tune"}))
 
 
 class EvaluateConfig(Verb, _Compute):

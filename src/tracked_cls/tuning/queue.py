@@ -1,0 +1,170 @@
+"""Trainings that the workers of all machines take one by one: the trials of a search, and those of its finalists."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from tracked_cls import experiment
+from tracked_cls.config import TrainConfig
+from tracked_cls.console import say
+from tracked_cls.data.cache import Prepared
+from tracked_cls.errors import Interrupted, StopRun
+from tracked_cls.experiment import OnEpoch, Trained
+from tracked_cls.job import Given
+from tracked_cls.tracking import Tracker
+from tracked_cls.tuning.claims import Owner, elsewhere, hand_back, locked, take_over
+
+_POLL_SECONDS = 1.0
+_TELL_SECONDS = 60.0
+
+# a continued trial repeats what it has reported: with the same values
+warnings.filterwarnings("ignore", message="The reported value is ignored because")
+
+
+class Failed(Exception):  # noqa: N818 - tells Optuna that a training is over, and was said to be
+    """A training ended without a value."""
+
+
+Objective = Callable[[Trial], float | tuple[float, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Queue:
+    """The trainings of a study, taken by one worker at a time; `folder` holds their local state, one folder each."""
+
+    study: Study
+    storage: BaseStorage
+    folder: Path
+    prepared: Prepared
+    max_restarts: int
+    lost_host: str | None
+
+    def work_off(
+        self, objective: Objective, *, may_start: Callable[[], bool] = lambda: False, between: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run what waits, and new ones while they may start, until all have ended, those of other workers too.
+
+        `between` is called before each.
+        """
+        gc.freeze()  # what is there now stays: looking through it after every training would take a fifth of a second
+        told = time.monotonic()
+        while True:
+            between()
+            if self._take(objective, may_start):
+                told = time.monotonic()
+                continue
+            if not self._of_state(TrialState.RUNNING):
+                gc.unfreeze()
+                return
+            time.sleep(_POLL_SECONDS)  # another worker may die yet, and its training is to be continued
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                self._say_what_is_waited_for()
+
+    def store(self, number: int) -> Path:
+        """Return the folder of one training's checkpoints."""
+        return self.folder / f"{number:04d}"
+
+    def _take(self, objective: Objective, may_start: Callable[[], bool]) -> bool:
+        """Run the next training; False where there is none for now. Taking one goes on under a lock, running it does not."""
+        lock = self.folder / "claim.lock"
+        take_over(self.study, self.storage, lock=self.folder / "owners.lock", max_restarts=self.max_restarts,
+                  lost_host=self.lost_host)  # fmt: skip
+        with ExitStack() as claim:
+            claim.enter_context(locked(lock))
+            if not self._of_state(TrialState.WAITING) and not may_start():
+                return False
+            self._run_one(partial(self._run, objective, claim))
+        return True
+
+    def _run_one(self, objective: Objective) -> None:
+        try:
+            self.study.optimize(objective, n_trials=1, catch=(Failed,))
+        except (UpdateFinishedTrialError, ValueError) as error:  # this process slept, and lost its trial to another machine
+            say(f"warning: the result of a training is dropped: {error}")
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _run(self, objective: Objective, claim: ExitStack, trial: Trial) -> float | tuple[float, float]:
+        trial.set_user_attr("owner", str(Owner.me()))
+        claim.close()
+        try:
+            return objective(trial)
+        except Interrupted:
+            hand_back(self.study, self.storage, trial.number)
+            raise
+
+    def _of_state(self, state: TrialState) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=(state,)))
+
+    def _say_what_is_waited_for(self) -> None:
+        hosts = elsewhere(self.study)
+        there = f", some on {', '.join(hosts)} (gone for good? tune.lost_host={hosts[0]})" if hosts else ""
+        say(f"waiting for {self._of_state(TrialState.RUNNING)} trainings of other workers{there}")
+
+
+def train(
+    queue: Queue,
+    trial: Trial,
+    cfg: TrainConfig,
+    tracker: Tracker,
+    *,
+    kind: str,
+    name: str,
+    on_epoch: OnEpoch,
+    before: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Train in the trial's own run, a continued one in the run it had, and note in the study what came of it.
+
+    `before` may end it untrained. On an error the run is FAILED, the error is in the study, and `Failed` is raised.
+    """
+    run_id = _run_of(trial, tracker, name)
+    started = time.monotonic()
+    with tracker.begin(kind, name, continue_id=run_id) as run:
+        before()
+        given = Given(queue.prepared, run, queue.store(trial.number))
+        trained = experiment.learn(cfg, tracker, kind=kind, name=name, given=given, on_epoch=on_epoch)
+    reached = {"val_accuracy": trained.val.accuracy, "val_loss": trained.val.loss, "best_epoch": trained.best_epoch,
+               "epochs": trained.epochs, "weights.digest": trained.weights_digest}  # fmt: skip
+    for key, value in {**reached, "seconds": round(time.monotonic() - started, 2)}.items():
+        trial.set_user_attr(key, value)
+    return trained
+
+
+def note_error(queue: Queue, trial: Trial, tracker: Tracker, error: Exception) -> None:
+    """Keep an error that ended a training: a line in the study, all of it in the run."""
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, StopRun) else error.reason
+    trial.set_user_attr("error", text[:500])
+    say(f"{queue.study.study_name}: {trial.number} failed: {text.splitlines()[0][:300]}")
+    run_id = trial.user_attrs.get("mlflow_run_id")
+    if run_id is not None:
+        run = tracker.open(run_id)
+        run.set_tags({"optuna.state": "FAIL"})
+        run.log_text("".join(traceback.format_exception(error)), "error.txt")
+
+
+def _run_of(trial: Trial, tracker: Tracker, name: str) -> str:
+    """Return the MLflow run of a training: the one it had before its process was killed, else a new one."""
+    found = trial.user_attrs.get("mlflow_run_id")
+    if found is None:
+        of_study = {"mlflow.parentRunId": str(tracker.parent), "optuna.study": trial.study.study_name}
+        tags = {**of_study, "optuna.trial_number": str(trial.number)}
+        found = tracker.find(tags) or tracker.create(name, tags)
+        trial.set_user_attr("mlflow_run_id", found)
+    return str(found)

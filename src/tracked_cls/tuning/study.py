@@ -1,0 +1,281 @@
+"""A study: what is searched by which rules on which data, where it is kept, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from tracked_cls import job, preparation
+from tracked_cls.config import TuneConfig, workspace
+from tracked_cls.config.tree import show
+from tracked_cls.data.cache import Prepared
+from tracked_cls.errors import UserError
+from tracked_cls.provenance import num_cores
+from tracked_cls.tracking import Tracker
+from tracked_cls.tuning.claims import counted, errors_in_a_row, locked, open_slots
+from tracked_cls.tuning.parameters import Choices, Range
+from tracked_cls.tuning.sampling import make_pruner, make_sampler
+from tracked_cls.tuning.space import Space
+from tracked_cls.tuning.storage import open_storage
+from tracked_cls.tuning.table import ranked
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial is ours to say
+
+Direction = Literal["minimize", "maximize"]
+
+_FINGERPRINT, _RUN = "fingerprint", "mlflow_run_id"
+_STOPPED, _FAILED = "stopped", "failed"
+_RULES = ("trials", "metric", "minimize", "max_parameters", "max_flops", "max_latency_ms")
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A study and all that its trials need; `folder` holds the local state, `cfg` has plain threads."""
+
+    cfg: TuneConfig
+    space: Space
+    study: Study
+    storage: BaseStorage
+    prepared: Prepared
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the study."""
+        return str(self.study.study_name)
+
+    @property
+    def direction(self) -> Direction:
+        """Which way the metric is better: ``maximize`` or ``minimize``."""
+        return direction(self.cfg)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run of the study."""
+        found = self.study.user_attrs.get(_RUN)
+        return None if found is None else str(found)
+
+    def adopt(self, run_id: str) -> None:
+        """Remember the MLflow run of the study."""
+        self.study.set_user_attr(_RUN, run_id)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no further trial is started, None while there is no reason."""
+        found = self.study.user_attrs.get(_STOPPED)
+        return str(found) if found else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether errors stopped the study: it ends without a winner, and the same command tries again."""
+        return bool(self.study.user_attrs.get(_FAILED))
+
+    def stop(self, reason: str, *, failed: bool) -> None:
+        """Let no worker start a further trial."""
+        self.study.set_user_attr(_FAILED, failed)
+        self.study.set_user_attr(_STOPPED, reason)
+
+    def go_on_after_errors(self) -> None:
+        """Take back a stop for errors, whose cause may be mended."""
+        if self.failed:
+            _clear_stop(self.study)
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What the search found, None before its end."""
+        kept = self.study.user_attrs.get(self._outcome_key)
+        return None if kept is None else dict(kept)
+
+    def conclude(self, outcome: dict[str, Any]) -> None:
+        """Keep what the search found, for this number of trials."""
+        self.study.set_user_attr(self._outcome_key, outcome)
+
+    @property
+    def _outcome_key(self) -> str:
+        return f"outcome of {self.cfg.tune.trials}"
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The best trial on these data so far."""
+        found = ranked(self.study, self.prepared.manifest.digest)
+        return found[0] if found else None
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are, in whatever state."""
+        return len(self.study.get_trials(deepcopy=False))
+
+    @property
+    def open_slots(self) -> int:
+        """How many trials may still be started."""
+        return 0 if self.stopped else open_slots(self.study, self.cfg.tune.trials)
+
+    def stop_if_due(self, first_number: int) -> None:
+        """Stop where errors or stagnation say so, looking for errors from `first_number` on."""
+        tune = self.cfg.tune
+        if errors_in_a_row(self.study, first_number) >= tune.max_errors:
+            self.stop(f"{tune.max_errors} trials in a row failed (tune.max_errors)", failed=True)
+        elif tune.stagnation is not None and _without_better(self) >= tune.stagnation:
+            self.stop(f"no better value in {tune.stagnation} trials (tune.stagnation)", failed=False)
+
+
+def direction(cfg: TuneConfig) -> Direction:
+    """Return which way the metric of a search is better."""
+    return "maximize" if cfg.tune.metric == "val_accuracy" else "minimize"
+
+
+def folder_of(cfg: TuneConfig) -> Path:
+    """Return where the local state of a study is kept."""
+    return workspace(cfg.tracking) / cfg.checkpoint.store / "studies" / name_of(cfg)
+
+
+def name_of(cfg: TuneConfig) -> str:
+    """Return the name of the study that a configuration means."""
+    return cfg.tune.study or cfg.data.label
+
+
+def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
+    """Check everything, prepare what is missing, and open or make the study.
+
+    Raises `UserError` before any training: for a space or a baseline that cannot be, a storage that cannot be reached, and a
+    study that was begun with something else.
+    """
+    space = _checked_space(cfg)
+    make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=cfg.scheduler.warmup_epochs or 0)
+    storage = open_storage(cfg, name_of(cfg))
+    prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
+    with locked(folder_of(cfg) / "open.lock"):
+        study = _open_study(cfg, space, storage, prepared)
+    threads = int(study.user_attrs["threads"])
+    if cfg.threads not in (None, threads):
+        raise UserError(f"threads={cfg.threads}: the trials of study {study.study_name!r} run with {threads}; leave it out")
+    cfg = cfg.model_copy(update={"threads": threads})
+    return Search(cfg, space, study, storage, prepared, folder_of(cfg))
+
+
+def _checked_space(cfg: TuneConfig) -> Space:
+    """Return the space, each of whose corners is a configuration that could be trained."""
+    space = Space.read(cfg.tune.space)
+    seen: set[str] = set()
+    for corner in space.check(cfg.train):
+        known_by_name = corner.model_dump_json(include={"model", "optimizer", "transforms"})
+        if known_by_name not in seen:  # the rest has no names that only torch knows
+            seen.add(known_by_name)
+            job.check(corner)
+    if cfg.tune.baseline is not None:
+        space.baseline(cfg.train, cfg.tune.baseline)
+    return space
+
+
+def _open_study(cfg: TuneConfig, space: Space, storage: BaseStorage, prepared: Prepared) -> Study:
+    name, wanted = name_of(cfg), _fingerprint(cfg, space, prepared)
+    sampler = make_sampler(cfg.tune.sampler, cfg.seed)
+    pruner = make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=cfg.scheduler.warmup_epochs or 0)
+    directions: list[Direction] = [direction(cfg)] if cfg.tune.minimize is None else [direction(cfg), "minimize"]
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner, directions=directions)
+    except DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+        _require_same(cfg, study, space, wanted)
+        return study
+    study.set_user_attr("threads", cfg.threads or max(1, num_cores() // cfg.tune.workers))
+    study.set_user_attr(_FINGERPRINT, wanted)
+    return study
+
+
+# ---- what makes two searches the same --------------------------------------------------------------------------------
+
+
+def _fingerprint(cfg: TuneConfig, space: Space, prepared: Prepared) -> dict[str, Any]:
+    """Return all that must not change while a study goes on, by the names that users know."""
+    recipe = {key: value for key, value in _flat(job.recipe(cfg.train)).items() if key != "threads"}
+    rules = {f"tune.{key}": getattr(cfg.tune, key) for key in _RULES}
+    rules |= _flat({"tune": {"sampler": cfg.tune.sampler.model_dump(), "pruner": cfg.tune.pruner.model_dump()}})
+    wanted = {**recipe, **rules, "tune.space": space.to_dict(), "the data's digest": prepared.manifest.digest}
+    plain: dict[str, Any] = json.loads(json.dumps(wanted))
+    return plain
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _require_same(cfg: TuneConfig, study: Study, space: Space, wanted: dict[str, Any]) -> None:
+    """Refuse a study that was begun with other rules, unless it is to be extended, which then counts for it."""
+    begun = study.user_attrs.get(_FINGERPRINT)
+    if begun is None:
+        raise UserError(f"study {study.study_name!r} in tune.storage was not made by tune; give another name (tune.study)")
+    changed = [key for key in {**begun, **wanted} if begun.get(key) != wanted.get(key)]
+    if not changed:
+        return
+    if not cfg.tune.extend:
+        raise UserError(
+            f"study {study.study_name!r} was begun with {_difference(changed, begun, wanted)}; tune.extend=true goes on with "
+            "the change, another tune.study begins anew"
+        )
+    done = len(counted(study))
+    if done >= cfg.tune.trials:
+        raise UserError(f"tune.extend: study {study.study_name!r} has {done} trials; tune.trials must be above that")
+    _require_same_kinds(study, space)
+    study.set_user_attr(_FINGERPRINT, wanted)
+    _clear_stop(study)
+
+
+def _clear_stop(study: Study) -> None:
+    study.set_user_attr(_STOPPED, "")
+    study.set_user_attr(_FAILED, False)
+
+
+def _difference(changed: list[str], begun: dict[str, Any], wanted: dict[str, Any]) -> str:
+    shown = [f"{key}={_short(begun.get(key))} instead of {_short(wanted.get(key))}" for key in changed[:3]]
+    return ", ".join(shown) + (f" and {len(changed) - 3} more changes" if len(changed) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else show(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _require_same_kinds(study: Study, space: Space) -> None:
+    """Refuse other choices for a name that trials have used: Optuna keeps them for good, and only ranges may move."""
+    domains = {parameter.name: parameter.domain for parameter in space.parameters}
+    for trial in study.get_trials(deepcopy=False):
+        for name, used in trial.distributions.items():
+            if name in domains and not _is_kind_of(used, domains[name]):
+                raise UserError(
+                    f"tune.extend: trials of study {study.study_name!r} have tried {name} as {used}, and choices cannot change "
+                    "later on; another tune.study begins anew"
+                )
+
+
+def _is_kind_of(used: BaseDistribution, domain: Choices | Range) -> bool:
+    if isinstance(domain, Choices):
+        return isinstance(used, CategoricalDistribution) and tuple(used.choices) == domain.values
+    return isinstance(used, IntDistribution if domain.is_whole else FloatDistribution)
+
+
+# ---- how far it has come ---------------------------------------------------------------------------------------------
+
+
+def _without_better(search: Search) -> int:
+    """Return how many trials have ended since the best one."""
+    ended = [trial for trial in counted(search.study) if trial.state.is_finished() and trial.datetime_complete]
+    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    best = search.best
+    return 0 if best is None else len(ended) - 1 - [trial.number for trial in ended].index(best.number)

@@ -1,0 +1,90 @@
+"""Any number of workers, two of them killed: exactly as many trials as asked for, none lost, none twice."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.postgres_server import postgres, postgres_server  # noqa: F401
+from tracked_cls.config import TuneConfig
+from tracked_cls.tuning.claims import open_slots
+from tracked_cls.tuning.queue import Queue
+from tracked_cls.tuning.storage import open_storage
+
+BUDGET = 24
+
+
+@pytest.fixture(params=["journal", "postgres"])
+def cfg(request, tmp_path):
+    """A search whose trials lie in a file, or in a real PostgreSQL."""
+    url = request.getfixturevalue("postgres") if request.param == "postgres" else f"journal:///{tmp_path / 's.journal'}"
+    return TuneConfig.model_validate({"tune": {"storage": url, "trials": BUDGET, "max_restarts": 5}})
+
+
+def work(cfg, folder):
+    """Be a worker whose trainings take no time worth speaking of, and are noted when they begin and when they have ended."""
+    storage = open_storage(cfg, "kills")
+    study = optuna.load_study(study_name="kills", storage=storage, sampler=optuna.samplers.RandomSampler())
+    queue = Queue(study, storage, folder, None, cfg.tune.max_restarts, None)
+
+    def objective(trial):
+        x = trial.suggest_float("x", 0, 1)
+        note(folder / "begun", trial.number)
+        time.sleep(random.uniform(0.05, 0.2))
+        trial.report(x, 1)
+        note(folder / "ended", trial.number)
+        if x < 0.4:
+            raise optuna.TrialPruned
+        return x
+
+    queue.work_off(objective, may_start=lambda: open_slots(study, BUDGET) > 0)
+
+
+def note(path, number):
+    with path.open("a") as file:
+        file.write(f"{number}\n")
+
+
+def numbers(path):
+    return [int(line) for line in path.read_text().split()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_a_budget_is_exact_though_workers_are_killed(cfg, tmp_path, count):
+    study = optuna.create_study(study_name="kills", storage=open_storage(cfg, "kills"), direction="maximize")
+    start = multiprocessing.get_context("fork").Process
+    team = [start(target=work, args=(cfg, tmp_path)) for _ in range(count)]
+    for worker in team:
+        worker.start()
+    for _ in range(2):
+        wait_for_some(tmp_path / "begun", 3)
+        victim = random.choice([worker for worker in team if worker.is_alive()])
+        os.kill(victim.pid, signal.SIGKILL)
+        team.append(start(target=work, args=(cfg, tmp_path)))
+        team[-1].start()
+    for worker in team:
+        worker.join(60)
+
+    assert sum(worker.exitcode == -signal.SIGKILL for worker in team) == 2
+    trials = study.get_trials(deepcopy=False)
+    assert [trial.number for trial in trials] == list(range(BUDGET))
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    ended = Counter(numbers(tmp_path / "ended"))
+    restarts = sum(trial.user_attrs.get("restarts", 0) for trial in trials)
+    assert set(ended) == set(range(BUDGET))
+    assert restarts <= 2
+    assert sum(ended.values()) <= BUDGET + restarts  # a kill between the last line of a training and its end in the study
+
+
+def wait_for_some(path, more):
+    """Wait until so many more trainings have begun."""
+    there = len(numbers(path)) if path.exists() else 0
+    until = time.monotonic() + 30
+    while (len(numbers(path)) if path.exists() else 0) < min(there + more, BUDGET - 2) and time.monotonic() < until:
+        time.sleep(0.01)
