@@ -317,7 +317,7 @@ def _run(bench: Bench, method: str, study: int, out: Path) -> None:
 
 
 def _bench(data: str, args: argparse.Namespace, scratch: Path) -> Bench:
-    sizes = {"digits": (8, 8), "mnist": (28, 4)}
+    sizes = {"digits": (8, 8), "mnist": (14, 4)}
     image_size, width = sizes[data]
     options: dict[str, Any] = {
         "params": ROOT / "params/train.yaml",
@@ -471,7 +471,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first-study", type=int, default=0, help="number of the first (0)")
     parser.add_argument("--epochs", type=int, default=9, help="epochs of a full training (9)")
     parser.add_argument("--trainings", type=int, default=20, help="budget, in full trainings (20)")
-    parser.add_argument("--fresh-seeds", type=int, default=5, help="seeds that a chosen configuration is tested on (5)")
+    parser.add_argument("--fresh-seeds", type=int, default=10, help="seeds that a chosen configuration is tested on (10)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--repeats", type=int, default=9, help="with --overhead: trainings of each kind (9)")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="print the table of a file, and do nothing else")

@@ -19,7 +19,7 @@ PARAMS = ["--params", str(ROOT / "params" / "train.yaml")]
 
 def fast(**options):
     """Return the words of a training that takes seconds; options are given with `__` for the dot."""
-    words = {"model": "small_cnn", "epochs": 3, "threads": 2, **options}
+    words = {"model": "small_cnn", "epochs": 3, "threads": 1, **options}
     return [*PARAMS, *(word for key, value in words.items() for word in (f"--{key.replace('__', '.')}", str(value)))]
 
 

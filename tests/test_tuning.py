@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -11,10 +13,13 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from tests.conftest import PARAMS, do
+from tests.postgres_server import PASSWORD, postgres, postgres_server  # noqa: F401
 from tracked_cls import experiment, pipeline, tuning
 from tracked_cls.config import TrainConfig, TuneConfig, load
 from tracked_cls.errors import Interrupted, StopRun, UserError
-from tracked_cls.tuning import storage
+from tracked_cls.tracking import config_of_run, open_tracker
+from tracked_cls.tuning import finals, storage, workers
+from tracked_cls.tuning.study import open_search
 from tracked_cls.tuning.table import ranked
 
 SPACE = {
@@ -53,6 +58,27 @@ def told(study):
         (t.number, t.state.name, t.params, t.values, t.intermediate_values, t.user_attrs.get("weights.digest"))
         for t in study.get_trials(deepcopy=False)
     ]
+
+
+QUICK = {"epochs": 1, "tune__finalists": 1, "tune__finalist_seeds": 1, "tune__baseline": "off", "tune__pruner": "none"}
+
+
+@pytest.fixture
+def ready(home, trained, tmp_path):
+    """A folder with a tracking store: a copy of the session's, for making one takes seconds."""
+    shutil.copy(home / "mlflow.db", tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def compete(home, **options):
+    """Run a search to the end of its finals, without a release, which takes seconds; return it and the ranking."""
+    cfg = load(TuneConfig, words(home, **options))
+    with open_tracker(cfg.tracking) as tracker:
+        search = open_search(cfg, tracker)
+        with tracker.begin("study", "compete") as run:
+            search.adopt(run.run_id)
+            workers.work(search, tracker.within(run), 0)
+        return search, finals.judge(search, finals.open_finals(search))
 
 
 @pytest.fixture(scope="module")
@@ -197,20 +223,14 @@ def test_the_winners_file_trains_what_won(searched):
 
 
 def _artifact(searched, name):
-    from pathlib import Path
-
     return Path(searched.client.download_artifacts(searched.found.run_id, name))
 
 
 def test_a_replay_of_a_trial_gives_the_same_weights(searched):
-    from tracked_cls.tracking import config_of_run
-
     trial = ranked(searched.study)[0]
     given = ["--from_run", trial.user_attrs["mlflow_run_id"], "--promote.auto", "never"]
     uri = ["--tracking.uri", f"sqlite:///{searched.home / 'mlflow.db'}"]
     cfg = load(TrainConfig, [*given, *uri], config_of=config_of_run)
-    from tracked_cls.tracking import open_tracker
-
     with open_tracker(cfg.tracking) as tracker:
         ended = pipeline.train(cfg, tracker)
     assert any("the same weights" in line and trial.user_attrs["weights.digest"][:16] in line for line in ended.lines)
@@ -268,6 +288,33 @@ def test_stopped_three_times_a_search_comes_to_the_same(searched, tmp_path, stop
     assert study.info.status == "FINISHED"
 
 
+def test_an_answer_whose_run_is_in_another_store_is_not_repeated(searched, ready):
+    shutil.copytree(searched.home / "runs", ready / "runs")
+
+    with pytest.raises(UserError, match="its run [0-9a-f]{32} is not in this tracking store"):
+        tune(ready)
+
+
+def test_a_study_in_postgres_goes_on_after_a_stop_and_shows_no_password(ready, request, stop_at):
+    address = request.getfixturevalue("postgres")
+    options = {"tune__storage": address, "epochs": 2, "tune__trials": 3, "tune__finalists": 1, "tune__finalist_seeds": 1}
+    disarm = stop_at(3)
+    with pytest.raises(Interrupted):
+        tune(ready, **options)
+    disarm()
+
+    found = tune(ready, **options)
+
+    assert sum(found.states.values()) == 3
+    client = MlflowClient(f"sqlite:///{ready / 'mlflow.db'}")
+    runs = client.search_runs(["0"], f"tags.mlflow.parentRunId = '{found.run_id}'")
+    assert len(runs) == 3 + 1
+    study = client.get_run(found.run_id)
+    config = Path(client.download_artifacts(found.run_id, "config.yaml")).read_text()
+    assert PASSWORD not in f"{study.data.params} {study.data.tags} {config} {found}"
+    assert "postgresql+psycopg://" in config
+
+
 def test_more_trials_need_to_be_asked_for(searched):
     with pytest.raises(UserError, match=r"'digits' was begun with tune.trials=5 instead of 6; tune.extend=true"):
         tune(searched.home, tune__trials=6)
@@ -288,37 +335,37 @@ def test_a_study_begun_with_something_else_is_refused(searched, options, named):
         tune(searched.home, **options)
 
 
-def test_an_extended_study_takes_more_trials_and_holds_its_finals_anew(tmp_path):
+def test_an_extended_study_takes_more_trials_and_holds_its_finals_anew(ready):
     options = {"tune__finalists": 1, "tune__finalist_seeds": 1, "epochs": 1, "tune__pruner": "none"}
-    first = tune(tmp_path, tune__trials=2, **options)
+    first = tune(ready, tune__trials=2, **options)
 
-    found = tune(tmp_path, tune__trials=4, tune__extend=True, **options)
+    found = tune(ready, tune__trials=4, tune__extend=True, **options)
 
     assert found.run_id == first.run_id
     assert found.states == {"complete": 4}
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{ready / 'mlflow.db'}")
     assert len(client.get_metric_history(found.run_id, "best_value")) == 2
     with pytest.raises(UserError, match=r"has 4 trials; tune.trials must be above that"):
-        tune(tmp_path, tune__trials=4, tune__extend=True, **{**options, "epochs": 2})
+        tune(ready, tune__trials=4, tune__extend=True, **{**options, "epochs": 2})
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_trial_fails_alone(tmp_path, monkeypatch):
+def test_a_bad_trial_fails_alone(ready, monkeypatch):
     def sometimes_broken(cfg, *given, _learn=experiment.learn, **named):
         if cfg.optimizer.name == "sgd":
             raise MemoryError("no memory for sgd")
         return _learn(cfg, *given, **named)
 
     monkeypatch.setattr(experiment, "learn", sometimes_broken)
-    options = {"tune__finalists": 1, "tune__finalist_seeds": 1, "epochs": 1, "tune__pruner": "none"}
-    found = tune(tmp_path, tune__space={"optimizer": ["adamw", "sgd"]}, tune__trials=4, **options)
+    search, _ = compete(ready, **QUICK, tune__space={"optimizer": ["adamw", "sgd"]}, tune__trials=4)
 
-    assert set(found.states) == {"complete", "failed"}
-    assert sum(found.states.values()) == 4
-    failed = [trial for trial in study_of(tmp_path).get_trials(deepcopy=False) if trial.state == TrialState.FAIL]
-    assert {trial.user_attrs["error"] for trial in failed} == {"MemoryError: no memory for sgd"}
+    trials = search.study.get_trials(deepcopy=False)
+    assert {trial.params["optimizer"]: trial.state for trial in trials} == {
+        "adamw": TrialState.COMPLETE, "sgd": TrialState.FAIL
+    }  # fmt: skip
+    assert {t.user_attrs.get("error") for t in trials} == {None, "MemoryError: no memory for sgd"}
 
 
 def test_errors_in_a_row_stop_the_study_with_the_reason(tmp_path, monkeypatch):
@@ -336,3 +383,48 @@ def test_errors_in_a_row_stop_the_study_with_the_reason(tmp_path, monkeypatch):
     runs = client.search_runs(["0"], "tags.kind = 'trial'")
     assert [run.info.status for run in runs] == ["FAILED"] * 3
     assert "no more memory" in runs[0].data.tags["error"]
+
+
+# ---- limits, two objectives, early ends ------------------------------------------------------------------------------
+
+SIZES = {"model": ["small_cnn"], "model.args": {"choices": {"narrow": {"width": 4}, "wide": {"width": 32}}}}
+
+
+def sizes(study):
+    return {t.params["model.args"]: t.user_attrs["parameters"] for t in study.get_trials(deepcopy=False)}
+
+
+def test_a_network_beyond_a_limit_is_not_trained_and_never_wins(ready):
+    search, ranking = compete(ready, **QUICK, tune__space=SIZES, tune__trials=6, tune__max_parameters=50_000)
+
+    big = [t for t in search.study.get_trials(deepcopy=False) if t.params["model.args"] == "wide"]
+    assert big
+    assert all(t.state == TrialState.PRUNED and not t.intermediate_values for t in big)
+    assert f"tune.max_parameters={50_000:,}" in big[0].user_attrs["reason"]
+    assert [finalist.trial.params["model.args"] for finalist in ranking] == ["narrow"]
+
+
+@pytest.mark.parametrize(("within", "winner"), [(0.9, "narrow"), (0.0, "wide")], ids=["near counts as equal", "best only"])
+def test_of_two_objectives_the_cheapest_near_the_best_wins(ready, within, winner):
+    options = {**QUICK, "tune__finalists": 2, "tune__minimize": "parameters", "tune__within": within}
+    del options["tune__pruner"]
+    search, ranking = compete(ready, **options, tune__space=SIZES, tune__trials=6, tune__study=f"two-{within}")
+
+    assert sizes(search.study)["narrow"] < sizes(search.study)["wide"]
+    assert all(len(t.values) == 2 for t in search.study.get_trials(deepcopy=False))
+    assert ranking[0].trial.params["model.args"] == winner
+
+
+def test_a_search_that_finds_nothing_better_stops(ready):
+    space = {"loss.smoothing": {"low": 0.0, "high": 1e-9}}
+    search, _ = compete(ready, **QUICK, tune__space=space, tune__trials=9, tune__stagnation=3)
+
+    assert len(search.study.get_trials(deepcopy=False)) == 4
+    assert search.stopped == "no better value in 3 trials (tune.stagnation)"
+
+
+def test_no_trial_starts_after_the_time_is_over(ready):
+    search, _ = compete(ready, **QUICK, tune__trials=9, tune__timeout_minutes=1e-6)
+
+    assert len(search.study.get_trials(deepcopy=False)) == 1
+    assert "tune.timeout_minutes" in search.stopped

@@ -3,15 +3,23 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from tests.conftest import ROOT
 from tests.postgres_server import postgres, postgres_server  # noqa: F401
+from tests.test_tuning import study_of, words
 from tracked_cls.config import TuneConfig
 from tracked_cls.tuning.claims import open_slots
 from tracked_cls.tuning.queue import Queue
@@ -88,3 +96,71 @@ def wait_for_some(path, more):
     until = time.monotonic() + 30
     while (len(numbers(path)) if path.exists() else 0) < min(there + more, BUDGET - 2) and time.monotonic() < until:
         time.sleep(0.01)
+
+
+# ---- the same with real trainings and MLflow, in processes of their own -----------------------------------------------
+
+
+def launched(home, *extra):
+    """Start a search by command."""
+    command = [sys.executable, "-m", "pipelines.tune", *words(home, epochs=2, tune__trials=6, tune__finalist_seeds=1), *extra]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=home, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def ended(processes, home):
+    """Wait for commands; return what they said and left."""
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), printed
+    return SimpleNamespace(printed=printed, client=MlflowClient(f"sqlite:///{home / 'mlflow.db'}"), study=study_of(home))
+
+
+@pytest.fixture(scope="module")
+def bereft(tmp_path_factory):
+    """A search by two workers, of which one was killed while it trained."""
+    home = tmp_path_factory.mktemp("bereft")
+    launcher = launched(home, "--tune.workers", "2")
+    assert kill_a_worker(launcher.pid, home / "runs/studies/digits.journal"), launcher.communicate()
+    return ended([launcher], home)
+
+
+def kill_a_worker(launcher, journal):
+    """Kill a process of a launcher's that has taken a trial."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        time.sleep(0.02)
+        owners = set(re.findall(r'"owner": ?"\S+ (\d+) ', journal.read_text() if journal.exists() else ""))
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            if child in owners:
+                os.kill(int(child), signal.SIGKILL)
+                return True
+    return False
+
+
+@pytest.mark.slow
+def test_with_a_worker_killed_all_trials_end_once(bereft):
+    trials = bereft.study.get_trials(deepcopy=False)
+
+    assert [trial.number for trial in trials] == list(range(6))
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert "a worker was killed" in bereft.printed[0]
+
+
+@pytest.mark.slow
+def test_with_a_worker_killed_no_run_is_left_running(bereft):
+    runs = bereft.client.search_runs(["0"])
+    by_kind = Counter(run.data.tags["kind"] for run in runs)
+
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    assert (by_kind["study"], by_kind["trial"]) == (1, 6)
+
+
+def test_two_launchers_at_once_share_the_work_and_register_one_version(tmp_path):
+    both = ended([launched(tmp_path), launched(tmp_path)], tmp_path)
+
+    assert [trial.number for trial in both.study.get_trials(deepcopy=False)] == list(range(6))
+    assert len(both.client.search_model_versions("name='digits-classifier'")) == 1
+    assert len(both.client.search_runs(["0"], "tags.kind = 'study'")) == 1
+    assert sum("is under way already" in text for text in both.printed) == 1
+    winner = [next(line for line in text.splitlines() if "registry:" in line) for text in both.printed]
+    assert winner[0] == winner[1]

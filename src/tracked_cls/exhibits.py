@@ -41,12 +41,25 @@ def introduce(job: Job, state: TrainState, transfer: Transfer | None, *, resumed
     with TemporaryDirectory() as scratch:
         for name in ("plots", "tables"):
             (Path(scratch) / name).mkdir()
-        if job.kind == "train":  # folds and trials are many, and alike
-            _show_network(job, state, Path(scratch))
-            _show_augmentation(job, Path(scratch))
+        if job.kind == "train" and not job.quiet:  # folds and trials are many, and alike
+            _show(job, state, Path(scratch))
         if transfer is not None:
             write_csv(Path(scratch) / "tables" / "weights.csv", *transfer.table())
         job.tracked.log_folder(Path(scratch))
+
+
+def show(job: Job, state: TrainState) -> None:
+    """Log the pictures of network and augmentation of a run that had none when it began."""
+    with TemporaryDirectory() as scratch:
+        for name in ("plots", "tables"):
+            (Path(scratch) / name).mkdir()
+        _show(job, state, Path(scratch))
+        job.tracked.log_folder(Path(scratch))
+
+
+def _show(job: Job, state: TrainState, folder: Path) -> None:
+    _show_network(job, state, folder)
+    _show_augmentation(job, folder)
 
 
 def _plan_warnings(job: Job, plan: Plan) -> list[str]:

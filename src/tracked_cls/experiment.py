@@ -142,9 +142,7 @@ def _log_reached(job: Job, kept: Kept, state: TrainState) -> None:
         job.tracked.log_metrics({"val_accuracy_best": kept.val_accuracy, "best_epoch": state.best_epoch})
 
 
-def _loop(
-    job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch
-) -> None:
+def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch) -> None:
     """Train to the end, to an early stop, or to an interruption; everything worth keeping is on disk at each return."""
     cfg = job.cfg
     if cfg.training.on_nan == "rollback" and state.epoch == state.batch == 0:
@@ -251,6 +249,8 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
     tested = assessment.prefixed(report.metrics, "test")
     _log_results(job, state, report)
+    if job.quiet:
+        exhibits.show(job, state)
     exhibits.log_learned(job, state)
     released = release.release(job, state, test, {"val_accuracy_best": kept.val_accuracy, **tested}, tracker)
     outcome = Outcome(
@@ -285,8 +285,8 @@ def _description(cfg: TrainConfig, outcome: Outcome) -> str:
         f"**{cfg.model.name}** on {outcome.prepared.manifest.name} (data digest `{outcome.prepared.manifest.digest}`): "
         f"test accuracy **{metrics['accuracy']:.4f}**, validation {outcome.val_accuracy:.4f}, with the weights of "
         f"{outcome.weights} ({cfg.epochs} epochs). Registry: {outcome.promotion.verdict}, {outcome.promotion.reason}.\n\n"
-        "Pictures and tables are under *Artifacts*; `config.yaml` there repeats this run: "
-        "`mlflow run . -e train --env-manager local -P params=config.yaml`"
+        f"Pictures and tables are under *Artifacts*. The same again: "
+        f"`mlflow run . -e train --env-manager local -P from_run={outcome.run_id}`"
     )
 
 

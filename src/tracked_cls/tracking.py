@@ -178,6 +178,15 @@ class Tracker:
         found = self.client.get_run(run_id)
         return Run(self.client, found.info.experiment_id, run_id, self.uri)
 
+    def has(self, run_id: str) -> bool:
+        """Whether this store has a run."""
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
     def find(self, tags: Mapping[str, str]) -> str | None:
         """Return the oldest run of the experiment that has all of the tags."""
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())

@@ -113,7 +113,7 @@ class TuneSection(Section):
         unit="trials", unset="off", ge=1,
     )  # fmt: skip
     timeout_minutes: float | None = option(
-        None, "start no trial after so long, and go on to the finalists", unit="min", unset="off", gt=0
+        None, "start no trial after so long, once one is complete, and go on to the finalists", unit="min", unset="off", gt=0
     )
     max_errors: int = option(3, "failures in a row that stop the study", unit="trials", ge=1, le=10_000)
     max_restarts: int = option(
@@ -127,6 +127,12 @@ class TuneSection(Section):
     def _second_objective_goes_alone(self) -> TuneSection:
         if self.minimize is None and self.within != type(self).model_fields["within"].default:
             raise UserError(f"tune.within={self.within:g} has no effect without tune.minimize")
+        if self.minimize is not None and self.stagnation is not None:
+            raise UserError("tune.stagnation does not go with tune.minimize: of two objectives there is no best value")
+        if self.minimize is not None and self.sampler.name == "gp":
+            raise UserError("tune.sampler=gp does not go with tune.minimize: it takes minutes for a trial; use tpe")
+        if self.minimize is not None and self.pruner.name != type(self.pruner).model_fields["name"].default:
+            raise UserError(f"tune.pruner={self.pruner.name} has no effect with tune.minimize: two objectives are never pruned")
         return self
 
 

@@ -10,12 +10,13 @@ from dataclasses import asdict
 
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
-from tracked_cls.errors import UserError
+from tracked_cls.errors import StopRun, UserError
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.tuning import finals, results, workers
 from tracked_cls.tuning.claims import Owner, locked
 from tracked_cls.tuning.queue import Queue
 from tracked_cls.tuning.results import Found
+from tracked_cls.tuning.storage import masked
 from tracked_cls.tuning.study import Search, open_search
 
 _REFRESH_SECONDS = 300.0
@@ -30,11 +31,7 @@ def run(cfg: TuneConfig, tracker: Tracker) -> Found:
     search = open_search(cfg, tracker)
     done = _kept(search)
     if done is not None:
-        tracker.follow(done.run_id)
-        say(
-            f"study {search.name!r} is complete; tune.extend=true with more tune.trials goes on, another tune.study begins anew"
-        )
-        return done
+        return _repeat(done, tracker)
     with _leading(search) as leads:
         if not leads:
             return _help(search, tracker)
@@ -42,9 +39,19 @@ def run(cfg: TuneConfig, tracker: Tracker) -> Found:
             return _lead(search, tracker, tracked)
 
 
+def _repeat(done: Found, tracker: Tracker) -> Found:
+    """Give the answer of a study that has come to its end."""
+    if not tracker.has(done.run_id):
+        raise UserError(f"study {done.study!r} is complete, but its run {done.run_id} is not in this tracking store; another "
+                        "tune.study begins anew")  # fmt: skip
+    tracker.follow(done.run_id)
+    say(f"study {done.study!r} is complete; tune.extend=true with more tune.trials goes on, another tune.study begins anew")
+    return done
+
+
 def _lead(search: Search, tracker: Tracker, tracked: Run) -> Found:
     search.adopt(tracked.run_id)
-    tracked.log_config(search.cfg)
+    tracked.log_config(_without_password(search.cfg))
     tracked.log_dataset(search.prepared, ("train", "val"))
     tracked.log_environment()
     tracked.set_tags({"optuna.study": search.name})
@@ -54,10 +61,15 @@ def _lead(search: Search, tracker: Tracker, tracked: Run) -> Found:
     say(results.headline(search, tracked))
     try:
         _let_work(search, tracker.within(tracked), tracked, first_number)
-    except BaseException:
+    except StopRun:
         results.log(search, tracked)
         raise
     return _conclude(search, tracker.within(tracked), tracked)
+
+
+def _without_password(cfg: TuneConfig) -> TuneConfig:
+    storage = None if cfg.tune.storage is None else masked(cfg.tune.storage)
+    return cfg.model_copy(update={"tune": cfg.tune.model_copy(update={"storage": storage})})
 
 
 def _help(search: Search, tracker: Tracker) -> Found:
@@ -161,8 +173,8 @@ def _conclude(search: Search, nested: Tracker, tracked: Run) -> Found:
         if done is not None:
             return done
         found = _release(search, queue, ranking, nested, tracked)
+        finals.sweep(queue, ranking[0].median)
         search.conclude(asdict(found))
-    finals.sweep(queue, ranking[0].median)
     return found
 
 

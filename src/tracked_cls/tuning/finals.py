@@ -110,10 +110,12 @@ class FinalObjective:
                 kind="train", name=title(trial), on_epoch=lambda state: None,
             )  # fmt: skip
         except Exception as error:  # a seed that diverges leaves the others
-            note_error(self.queue, trial, self.tracker, error)
+            note_error(title(trial), trial, self.tracker, error)
             raise Failed from None
         value = value_of(self.search, trained)
-        say(f"{title(trial)}: {self.search.cfg.tune.metric} {value:.4f}")
+        trainings = self.queue.study.get_trials(deepcopy=False)
+        ended = sum(training.state.is_finished() for training in trainings) + 1
+        say(f"{title(trial)}: {self.search.cfg.tune.metric} {value:.4f}   [{ended} of {len(trainings)}]")
         return value
 
 

@@ -147,11 +147,11 @@ def train(
     return trained
 
 
-def note_error(queue: Queue, trial: Trial, tracker: Tracker, error: Exception) -> None:
+def note_error(name: str, trial: Trial, tracker: Tracker, error: Exception) -> None:
     """Keep an error that ended a training: a line in the study, all of it in the run."""
     text = f"{type(error).__name__}: {error}" if not isinstance(error, StopRun) else error.reason
     trial.set_user_attr("error", text[:500])
-    say(f"{queue.study.study_name}: {trial.number} failed: {text.splitlines()[0][:300]}")
+    say(f"{name} failed: {text.splitlines()[0][:300]}")
     run_id = trial.user_attrs.get("mlflow_run_id")
     if run_id is not None:
         run = tracker.open(run_id)
@@ -162,7 +162,7 @@ def note_error(queue: Queue, trial: Trial, tracker: Tracker, error: Exception) -
 def _run_of(trial: Trial, tracker: Tracker, name: str) -> str:
     """Return the MLflow run of a training: the one it had before its process was killed, else a new one."""
     found = trial.user_attrs.get("mlflow_run_id")
-    if found is None:
+    if found is None or not tracker.has(str(found)):
         of_study = {"mlflow.parentRunId": str(tracker.parent), "optuna.study": trial.study.study_name}
         tags = {**of_study, "optuna.trial_number": str(trial.number)}
         found = tracker.find(tags) or tracker.create(name, tags)

@@ -120,13 +120,17 @@ class Search:
         """How many trials may still be started."""
         return 0 if self.stopped else open_slots(self.study, self.cfg.tune.trials)
 
-    def stop_if_due(self, first_number: int) -> None:
-        """Stop where errors or stagnation say so, looking for errors from `first_number` on."""
+    def stop_if_due(self, first_number: int, seconds: float) -> None:
+        """Stop where errors (from trial `first_number` on), stagnation or the `seconds` since the start say so."""
         tune = self.cfg.tune
+        if self.stopped:
+            return
         if errors_in_a_row(self.study, first_number) >= tune.max_errors:
             self.stop(f"{tune.max_errors} trials in a row failed (tune.max_errors)", failed=True)
         elif tune.stagnation is not None and _without_better(self) >= tune.stagnation:
             self.stop(f"no better value in {tune.stagnation} trials (tune.stagnation)", failed=False)
+        elif tune.timeout_minutes is not None and seconds > 60 * tune.timeout_minutes and self.best is not None:
+            self.stop(f"tune.timeout_minutes={tune.timeout_minutes:g} are over", failed=False)
 
 
 def direction(cfg: TuneConfig) -> Direction:
@@ -168,9 +172,10 @@ def _checked_space(cfg: TuneConfig) -> Space:
     space = Space.read(cfg.tune.space)
     seen: set[str] = set()
     for corner in space.check(cfg.train):
-        known_by_name = corner.model_dump_json(include={"model", "optimizer", "transforms"})
-        if known_by_name not in seen:  # the rest has no names that only torch knows
-            seen.add(known_by_name)
+        optimizer = corner.optimizer.name, corner.optimizer.args
+        names = f"{corner.model} {optimizer} {corner.transforms}"  # numbers were checked with their ranges
+        if names not in seen:
+            seen.add(names)
             job.check(corner)
     if cfg.tune.baseline is not None:
         space.baseline(cfg.train, cfg.tune.baseline)
@@ -274,8 +279,11 @@ def _is_kind_of(used: BaseDistribution, domain: Choices | Range) -> bool:
 
 
 def _without_better(search: Search) -> int:
-    """Return how many trials have ended since the best one."""
+    """Return how many trials have ended since the first that reached the best value."""
     ended = [trial for trial in counted(search.study) if trial.state.is_finished() and trial.datetime_complete]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     best = search.best
-    return 0 if best is None else len(ended) - 1 - [trial.number for trial in ended].index(best.number)
+    if best is None:
+        return 0
+    reached = [trial.state.name == "COMPLETE" and trial.values == best.values for trial in ended]
+    return len(ended) - 1 - reached.index(True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 
 from optuna import TrialPruned
@@ -48,6 +51,7 @@ class TrialObjective:
     tracker: Tracker
     is_orphan: Callable[[], bool]
     first_number: int
+    started: float = field(default_factory=time.monotonic)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Return the value of a trial, with its cost where that is to be low too."""
@@ -62,14 +66,14 @@ class TrialObjective:
             self._say(trial, stop.reason)
             raise TrialPruned(stop.reason) from None
         except Exception as error:  # one bad trial never ends the search
-            note_error(self.queue, trial, self.tracker, error)
+            note_error(f"trial {trial.number}", trial, self.tracker, error)
             raise Failed from None
 
     def between(self) -> None:
         """Do what is due between two trials: stop, or lose weights that are needed no more."""
         if self.is_orphan():
             raise Interrupted(signal.SIGTERM)
-        self.search.stop_if_due(self.first_number)
+        self.search.stop_if_due(self.first_number, time.monotonic() - self.started)
         sweep(self.search, self.queue)
 
     def _value(self, trial: Trial) -> float | tuple[float, float]:
@@ -135,7 +139,7 @@ class TrialObjective:
     def _say(self, trial: Trial, what: str) -> None:
         """Print one line for a trial that has ended."""
         options = " ".join(f"{name}={_brief(value)}" for name, value in trial.params.items())
-        say(f"trial {trial.number} (of {self.search.cfg.tune.trials}, from 0): {what}   {options}")
+        say(f"trial {trial.number}: {what}   [{_progress(self.search)}]   {options}")
 
 
 def queue_of(search: Search) -> Queue:
@@ -160,6 +164,17 @@ def sweep(search: Search, queue: Queue) -> None:
             checkpoint.keep_epoch(store, int(trial.user_attrs["best_epoch"]))
         else:
             shutil.rmtree(store)
+
+
+def _progress(search: Search) -> str:
+    """Return how many trials have ended, with the one that is about to, and when the rest may have."""
+    tune = search.cfg.tune
+    took = [trial.duration for trial in counted(search.study) if trial.state.is_finished() and trial.duration]
+    ended = len(took) + 1
+    if not took or ended >= tune.trials:
+        return f"{ended} of {tune.trials}"
+    seconds = sum(took, timedelta()).total_seconds() / len(took) * (tune.trials - ended) / tune.workers
+    return f"{ended} of {tune.trials}, about {math.ceil(seconds / 60)} min left"
 
 
 def _brief(value: object) -> str:
