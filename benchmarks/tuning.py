@@ -8,10 +8,11 @@ same training code; what it chose is then trained on fresh seeds, the same for a
     random    RandomSampler, no pruner; best_trial
     default   the recipe of params/train.yaml, with the network of this benchmark, as it is
 
-    python -m benchmarks.tuning --out FILE              digits; on two busy cores about an hour for ten studies
-    python -m benchmarks.tuning --out FILE --data mnist --mnist FOLDER      where FOLDER holds train/ and test/, unpacked
+    python -m benchmarks.tuning --out FILE              digits: half an hour for ten studies, on one core
+    python -m benchmarks.tuning --out FILE --data mnist --mnist FOLDER --fresh-seeds 3
+                                                        two hours; FOLDER holds train/ and test/, unpacked
     python -m benchmarks.tuning --summary FILE          only the table of what is in the file
-    python -m benchmarks.tuning --overhead              a trial's time over the same training alone; ten minutes
+    python -m benchmarks.tuning --overhead              a trial's time over the same training alone: six minutes
 
 Each result is a line of the file as soon as it is there; a start with the same file goes on where the last one stopped.
 """
@@ -34,6 +35,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -54,6 +56,7 @@ from tracked_cls.console import say  # noqa: E402
 from tracked_cls.data.cache import Prepared  # noqa: E402
 from tracked_cls.data.loaders import Feed, open_split  # noqa: E402
 from tracked_cls.evaluation import Scores  # noqa: E402
+from tracked_cls.experiment import Trained  # noqa: E402
 from tracked_cls.job import shape_of  # noqa: E402
 from tracked_cls.state import TrainState  # noqa: E402
 from tracked_cls.step import Diverged  # noqa: E402
@@ -93,6 +96,16 @@ _SPACE: dict[str, Any] = {
             "strong": [{"RandomAffine": {"degrees": 30, "translate": [0.2, 0.2], "scale": [0.7, 1.4]}}],
         }
     },
+}
+
+
+# ten seconds or more of training, the same in every trial
+_LONG_TRIAL: dict[str, Any] = {
+    "epochs": 40,
+    "batch_size": 32,
+    "model.args": {"width": 16, "pairs": 3},
+    "tune.space": {"loss.smoothing": [0.05]},
+    "tune.pruner": "none",
 }
 
 
@@ -226,7 +239,7 @@ def _ours(bench: Bench, study: int, options: Sequence[str]) -> Choice:
         search.study.enqueue_trial(search.space.baseline(search.cfg.train, {}), user_attrs={"source": "baseline"})
         queue.work_off(objective, may_start=lambda: _cost_of_next(search) <= bench.budget, between=objective.between)
         last = finals.open_finals(search)
-        last.work_off(finals.FinalObjective(search, last, nested))
+        last.work_off(finals.FinalObjective(search, last, nested, objective.check))
         ranking = finals.judge(search, last)
     winner = ranking[0]
     about = _counts(search.study)
@@ -372,7 +385,7 @@ def _read(path: Path) -> list[Record]:
 
 
 def show(records: Sequence[Record]) -> None:
-    """Print, for each data set and budget, what each method reached and the differences to the first."""
+    """Print, for each data set and budget, what each method reached and how much less or more than ours."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(f"{record['data']}, {json.dumps(record['terms'])}", []).append(record)
@@ -390,11 +403,11 @@ def _show_group(records: Sequence[Record]) -> None:
         tested = [100 * mean(record["test"]) for record in studies.values()]
         effort = _effort(list(studies.values()))
         say(f"  {method:{widest}s}  test accuracy {_interval(tested)}  worst {min(tested):.2f}  {effort}")
-    ours = by_method.get("ours", next(iter(by_method.values())))
+    ours = by_method.get("ours", {})
     for method, studies in by_method.items():
         shared = sorted(set(ours) & set(studies))
-        gains = [100 * (mean(ours[study]["test"]) - mean(studies[study]["test"])) for study in shared]
-        if studies is not ours and gains:
+        if studies is not ours and shared:
+            gains = [100 * (mean(ours[study]["test"]) - mean(studies[study]["test"])) for study in shared]
             say(f"  ours - {method:{widest}s}  {_interval(gains, signed=True)} points, worst {min(gains):+.2f}")
 
 
@@ -420,8 +433,7 @@ def measure_overhead(args: argparse.Namespace) -> None:
     """Train the same thing alone, as `train` does before its test, and as a trial of a study, in turns."""
     with TemporaryDirectory() as scratch:
         bench = _bench("digits", args, Path(scratch))
-        cfg = override(bench.cfg, {"tune.space": {"loss.smoothing": [0.05]}, "model.args": {"width": 16, "pairs": 3},
-                                   "tune.pruner": "none", "batch_size": 32})  # fmt: skip
+        cfg = override(bench.cfg, _LONG_TRIAL)
         search, run_id = _open(cfg, bench.tracker, 0, ())
         with _quiet():
             nested = bench.tracker.within(bench.tracker.open(run_id))
@@ -429,17 +441,20 @@ def measure_overhead(args: argparse.Namespace) -> None:
     for clock, name in enumerate(("wall time", "CPU time")):
         alone, trial = ([times[clock] for times in column] for column in zip(*pairs, strict=True))
         ratio = median(after / before for before, after in zip(alone, trial, strict=True))
-        say(f"{name}: alone {median(alone):.2f} s, as a trial {median(trial):.2f} s (medians of {len(pairs)}), "
-            f"median ratio {ratio:.4f}")  # fmt: skip
+        times = f"alone {median(alone):.2f} s, as a trial {median(trial):.2f} s"
+        say(f"{name}: {times}; ratio {ratio:.4f} (medians of {len(pairs)})")
+    around = [(total - inside, inside) for _, (total, _, inside) in pairs]
+    share = 100 * median(outer / inner for outer, inner in around)
+    say(f"a trial's wall time around its training: {median(outer for outer, _ in around):.3f} s, {share:.2f} % (medians)")
 
 
-def _alone(search: Search, tracker: Tracker) -> tuple[float, float]:
+def _alone(search: Search, tracker: Tracker) -> tuple[float, float, float]:
     """Train in a run like that of a trial, which has no pictures."""
     cfg = search.space.config(search.cfg.train, {"loss.smoothing": 0.05})
     return _timed(lambda: experiment.learn(cfg, tracker, kind="trial", name="alone"))
 
 
-def _as_trial(search: Search, tracker: Tracker) -> tuple[float, float]:
+def _as_trial(search: Search, tracker: Tracker) -> tuple[float, float, float]:
     queue, before = trials.queue_of(search), len(search.study.get_trials(deepcopy=False))
     objective = trials.TrialObjective(search, queue, tracker, lambda: False, first_number=0)
 
@@ -449,12 +464,20 @@ def _as_trial(search: Search, tracker: Tracker) -> tuple[float, float]:
     return _timed(lambda: queue.work_off(objective, may_start=may_start, between=objective.between))
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall time and the CPU time of some work in seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    with _quiet():
+def _timed(work: Callable[[], object]) -> tuple[float, float, float]:
+    """Return the wall time and the CPU time of some work in seconds, and the wall time of the training in it."""
+    learn, inside = experiment.learn, []
+
+    def clocked(*args: Any, **options: Any) -> Trained:
+        started = time.perf_counter()
+        trained = learn(*args, **options)
+        inside.append(time.perf_counter() - started)
+        return trained
+
+    with _quiet(), patch.object(experiment, "learn", clocked):
+        wall, cpu = time.perf_counter(), time.process_time()
         work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+        return time.perf_counter() - wall, time.process_time() - cpu, sum(inside)
 
 
 def _arguments() -> argparse.Namespace:

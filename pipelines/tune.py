@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from pipelines.command import command, same_store, where_to_look
 from tracked_cls.config import TuneConfig, load
 from tracked_cls.console import say
+from tracked_cls.tuning import space
 
 
 def main(argv: Sequence[str]) -> None:
     """Search, and say what was found and where it is."""
     cfg = load(TuneConfig, argv)
-    from tracked_cls import tracking, tuning  # seconds of imports, after the arguments were checked
+    space.corners(cfg)  # before seconds of imports
+    from tracked_cls import tracking
+    from tracked_cls.tuning import campaign, results
 
     with tracking.open_tracker(cfg.tracking) as tracker:
-        found = tuning.run(cfg, tracker)
-    for line in tuning.lines(found):
+        found = campaign.run(cfg, tracker)
+    for line in results.lines(found):
         say(line)
     say(where_to_look(cfg.tracking))
     store = same_store(cfg.tracking)

@@ -50,7 +50,6 @@ LAYERS = [
                 *("study", "queue", "trials", "finals", "workers", "results", "campaign"),
             )
         ),
-        "tuning",
     ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +17,11 @@ from optuna.trial import TrialState
 
 from tests.conftest import PARAMS, do
 from tests.postgres_server import PASSWORD, postgres, postgres_server  # noqa: F401
-from tracked_cls import experiment, pipeline, tuning
+from tracked_cls import experiment, pipeline
 from tracked_cls.config import TrainConfig, TuneConfig, load
 from tracked_cls.errors import Interrupted, StopRun, UserError
 from tracked_cls.tracking import config_of_run, open_tracker
-from tracked_cls.tuning import finals, storage, workers
+from tracked_cls.tuning import campaign, finals, storage, trials, workers
 from tracked_cls.tuning.study import open_search
 from tracked_cls.tuning.table import ranked
 
@@ -43,7 +46,7 @@ def words(home, **options):
 
 
 def tune(home, **options):
-    return do(tuning.run, TuneConfig, words(home, **options))
+    return do(campaign.run, TuneConfig, words(home, **options))
 
 
 def study_of(home, **options):
@@ -65,8 +68,12 @@ QUICK = {"epochs": 1, "tune__finalists": 1, "tune__finalist_seeds": 1, "tune__ba
 
 @pytest.fixture
 def ready(home, trained, tmp_path):
-    """A folder with a tracking store: a copy of the session's, for making one takes seconds."""
-    shutil.copy(home / "mlflow.db", tmp_path / "mlflow.db")
+    """A folder with a tracking store: a copy of the session's, for making one takes seconds.
+
+    Made by sqlite: whoever opens and closes its file otherwise takes all locks from the process that has it open.
+    """
+    with closing(sqlite3.connect(home / "mlflow.db")) as source, closing(sqlite3.connect(tmp_path / "mlflow.db")) as copy:
+        source.backup(copy)
     return tmp_path
 
 
@@ -101,18 +108,17 @@ def children(searched, kind):
 def test_each_trial_is_a_run_nested_in_the_study_and_both_name_each_other(searched):
     runs = {run.info.run_id: run for run in children(searched, "trial")}
 
-    trials = searched.study.get_trials(deepcopy=False)
-    assert len(trials) == len(runs) == 5
-    for trial in trials:
+    assert len(searched.study.get_trials(deepcopy=False)) == len(runs) == 5
+    for trial in searched.study.get_trials(deepcopy=False):
         tags = runs[trial.user_attrs["mlflow_run_id"]].data.tags
         assert (tags["optuna.study"], int(tags["optuna.trial_number"])) == ("digits", trial.number)
         assert tags["optuna.state"] == trial.state.name
 
 
 def test_a_trial_ends_as_what_became_of_it(searched):
-    status = {run.data.tags["optuna.state"]: run.info.status for run in children(searched, "trial")}
+    ends = {(run.data.tags["optuna.state"], run.info.status) for run in children(searched, "trial")}
 
-    assert status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
+    assert ends == {("COMPLETE", "FINISHED"), ("PRUNED", "KILLED")}
 
 
 def test_a_pruned_trial_says_after_which_epoch(searched):
@@ -208,7 +214,7 @@ def test_the_table_of_trials_has_a_row_for_each(searched):
 def test_only_weights_of_the_best_trials_and_of_the_winner_stay(searched, tmp_path):
     kept = sorted(path.name for path in (searched.home / "runs/studies/digits/trials").iterdir() if path.is_dir())
     best = sorted(f"{trial.number:04d}" for trial in ranked(searched.study)[:3])
-    finals = [path for path in (searched.home / "runs/studies/digits").glob("digits.finals-5/*") if path.is_dir()]
+    finals = [path for path in (searched.home / "runs/studies/digits").glob("digits.finals-0-2x3/*") if path.is_dir()]
 
     assert kept == best
     assert len(finals) == 1
@@ -349,6 +355,108 @@ def test_an_extended_study_takes_more_trials_and_holds_its_finals_anew(ready):
         tune(ready, tune__trials=4, tune__extend=True, **{**options, "epochs": 2})
 
 
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"tune__metric": "val_loss"}, "tune.metric cannot change"),
+        ({"tune__minimize": "parameters"}, "tune.minimize cannot change"),
+        ({"tune__space": {**SPACE, "optimizer": ["sgd", "adamw", "lion"]}}, "choices cannot change"),
+        ({"tune__space": {**SPACE, "loss.smoothing": {"low": 0.001, "high": 0.2, "log": True}}}, "have tried loss.smoothing"),
+    ],
+    ids=["metric", "second objective", "choices", "log"],
+)
+def test_an_extension_cannot_change_what_optuna_keeps_for_good(searched, options, rule):
+    before = told(searched.study)
+
+    with pytest.raises(UserError, match=rule):
+        tune(searched.home, **options, tune__trials=9, tune__extend=True, tune__baseline={"loss.smoothing": 0.05})
+    assert told(searched.study) == before
+
+
+def test_a_study_that_stopped_early_goes_on_when_it_is_extended(ready):
+    space = {"loss.smoothing": {"low": 0.0, "high": 1e-9}}
+    search, _ = compete(ready, **QUICK, tune__space=space, tune__trials=9, tune__stagnation=1)
+    assert len(search.study.get_trials(deepcopy=False)) == 2
+
+    wider = {"loss.smoothing": {"low": 0.0, "high": 1e-8}}
+    search, _ = compete(ready, **QUICK, tune__space=wider, tune__trials=9, tune__stagnation=2, tune__extend=True)
+
+    assert len(search.study.get_trials(deepcopy=False)) == 4
+    assert search.round == 1
+
+
+def test_a_trial_that_is_to_be_pruned_stays_so_though_it_is_stopped(ready, monkeypatch):
+    prune, asked = optuna.Trial.should_prune, []
+
+    def always(trial):
+        asked.append(trial.number)
+        return trial.number == 1 or prune(trial)
+
+    def interrupted(*_args):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(optuna.Trial, "should_prune", always)
+    with monkeypatch.context() as patch:  # between the decision and its end
+        patch.setattr(trials.TrialObjective, "_tag", interrupted)
+        with pytest.raises(Interrupted):
+            compete(ready, tune__trials=2, tune__baseline="off", tune__finalists=1, tune__finalist_seeds=1)
+    first = len(asked)
+    search, _ = compete(ready, tune__trials=2, tune__baseline="off", tune__finalists=1, tune__finalist_seeds=1)
+
+    pruned = search.study.get_trials(deepcopy=False)[1]
+    assert pruned.state == TrialState.PRUNED
+    assert len(pruned.intermediate_values) == 1
+    assert asked[first:].count(1) == 1 if asked[:first].count(1) == 0 else asked[first:].count(1) == 0
+
+
+# ---- the finals ------------------------------------------------------------------------------------------------------
+
+
+def finalists(search, values):
+    """Judge made-up finals: trial -> values on its seeds, None for one that failed."""
+    queue = finals.open_finals(search)
+    for trial, reached in values.items():
+        for seed, value in enumerate(reached, 1):
+            attrs = {"trial": trial, "seed": seed, "val_accuracy_late": value}
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            queue.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
+    return finals.judge(search, queue)
+
+
+@pytest.mark.parametrize(
+    ("values", "order"),
+    [
+        ({0: (0.9, 0.9, 0.9), 1: (0.8, 0.9, 1.0)}, [0, 1]),
+        ({0: (0.8, 0.9, 0.8), 1: (0.8, 0.9, 1.0)}, [1, 0]),
+        ({0: (0.9, 0.9, 0.9), 1: (1.0, None, 1.0)}, [0, 1]),
+    ],
+    ids=["equal means", "the better mean", "a seed that failed"],
+)
+def test_the_best_mean_wins_and_a_seed_that_failed_is_no_advantage(ready, values, order):
+    search, _ = compete(ready, **QUICK, tune__trials=2, tune__study="judged")
+    search = replace(search, cfg=search.cfg.model_copy(update={"seed": 0}))
+    search.study.set_user_attr("round", 7)
+
+    assert [finalist.trial.number for finalist in finalists(search, values)] == order
+
+
+def test_finals_that_all_failed_are_tried_again(ready, monkeypatch):
+    def broken(cfg, *given, _learn=experiment.learn, **named):
+        if named["kind"] == "train":
+            raise OSError("the disk is full")
+        return _learn(cfg, *given, **named)
+
+    options = {**QUICK, "tune__trials": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "learn", broken)
+        with pytest.raises(StopRun, match="every one of the finals failed .OSError: the disk is full.; the same command"):
+            tune(ready, **options)
+
+    found = tune(ready, **options)
+
+    assert found.winner_trial == 0
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -361,11 +469,11 @@ def test_a_bad_trial_fails_alone(ready, monkeypatch):
     monkeypatch.setattr(experiment, "learn", sometimes_broken)
     search, _ = compete(ready, **QUICK, tune__space={"optimizer": ["adamw", "sgd"]}, tune__trials=4)
 
-    trials = search.study.get_trials(deepcopy=False)
-    assert {trial.params["optimizer"]: trial.state for trial in trials} == {
+    tried = search.study.get_trials(deepcopy=False)
+    assert {trial.params["optimizer"]: trial.state for trial in tried} == {
         "adamw": TrialState.COMPLETE, "sgd": TrialState.FAIL
     }  # fmt: skip
-    assert {t.user_attrs.get("error") for t in trials} == {None, "MemoryError: no memory for sgd"}
+    assert {t.user_attrs.get("error") for t in tried} == {None, "MemoryError: no memory for sgd"}
 
 
 def test_errors_in_a_row_stop_the_study_with_the_reason(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import open_split
-from tracked_cls.errors import StopRun
+from tracked_cls.errors import StopRun, UserError
 from tracked_cls.evaluation import EvalReport, Scores
 from tracked_cls.job import Given, Job, begun
 from tracked_cls.losses import Teacher
@@ -59,10 +59,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a fold or a trial reached: `val` are the scores of the kept weights on the samples at `indices` [N]."""
+    """What a fold or a trial reached: `val` are the scores of the kept weights on the samples at `indices` [N].
+
+    `late_accuracy` is the mean val_accuracy over the last third of the `epochs`.
+    """
 
     run_id: str
     epochs: int
+    late_accuracy: float
     best_epoch: int
     weights_digest: str
     val: Scores
@@ -81,6 +85,11 @@ def run(cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: st
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
     with begun(cfg, tracker, "train", name, given) as job:
         state, kept = _learn(job, _go_on)
+        if given is not None and given.expected not in (None, digest(state.network)):
+            raise UserError(
+                f"trained again, other weights come out ({digest(state.network)[:12]} instead of {given.expected[:12]}), which "
+                f"nobody measured: not registered; go on where {given.store} was kept"
+            )
         outcome = _conclude(job, state, kept, tracker)
     if given is None:
         checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
@@ -102,6 +111,7 @@ def learn(
     return Trained(
         run_id=job.tracked.run_id,
         epochs=len(state.ranking),
+        late_accuracy=state.late_score,
         best_epoch=state.best_epoch,
         weights_digest=digest(state.network),
         val=scores,
@@ -139,7 +149,8 @@ def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
 def _log_reached(job: Job, kept: Kept, state: TrainState) -> None:
     """Log the best validation of a run, where an epoch was validated."""
     if state.ranking:
-        job.tracked.log_metrics({"val_accuracy_best": kept.val_accuracy, "best_epoch": state.best_epoch})
+        best = {"val_accuracy_best": kept.val_accuracy, "val_loss_best": state.best_loss, "best_epoch": state.best_epoch}
+        job.tracked.log_metrics(best)
 
 
 def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch) -> None:

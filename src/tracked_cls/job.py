@@ -32,12 +32,14 @@ _CHECKED = 64  # images of the self-check of mixed precision
 class Given:
     """What a search hands to each of its trainings: open data, an open run, and a folder for the local state.
 
-    The folder is the search's own: the training neither marks it as ended nor deletes what is in it.
+    The folder is the search's own: the training neither marks it as ended nor deletes what is in it. Where the training was
+    measured before, it must come to weights of the same digest, `expected`.
     """
 
     prepared: Prepared
     run: Run
     store: Path
+    expected: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

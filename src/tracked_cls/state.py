@@ -92,6 +92,13 @@ class TrainState:
             self.hurdle, self.stale_epochs = score, 0
         return self.best_epoch == self.epoch
 
+    @property
+    def late_score(self) -> float:
+        """Mean score over the last third of the epochs so far (rounded up), which varies less than that of one epoch."""
+        first = len(self.ranking) - -(-len(self.ranking) // 3)
+        late = [score for score, _, epoch in self.ranking if epoch > first]
+        return sum(late) / len(late) if late else -math.inf
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, fit for `torch.load(weights_only=True)`."""
         return {

@@ -72,10 +72,10 @@ class Run:
         """Where `mlflow ui` shows the curves of the trials nested in this run, the best first."""
         base = self.url.partition("/#/")[0]
         wanted = quote(f"tags.kind = 'trial' and tags.mlflow.parentRunId = '{self.run_id}'")
-        key, ascending = ("val_accuracy_best", "false") if metric == "val_accuracy" else (metric, "true")
+        ascending = str(metric == "val_loss").lower()
         return (
             f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter={wanted}"
-            f"&orderByKey={quote(f'metrics.`{key}`')}&orderByAsc={ascending}&compareRunsMode=CHART"
+            f"&orderByKey={quote(f'metrics.`{metric}_best`')}&orderByAsc={ascending}&compareRunsMode=CHART"
         )
 
     def log_config(self, config: Section) -> None:
@@ -149,6 +149,12 @@ class Run:
         """Set the description that `mlflow ui` shows on the run's page (Markdown)."""
         self.set_tags({"mlflow.note.content": text})
 
+    def drop_tags(self, prefix: str) -> None:
+        """Delete the tags whose names begin with a prefix."""
+        for name in self.client.get_run(self.run_id).data.tags:
+            if name.startswith(prefix):
+                self.client.delete_tag(self.run_id, name)
+
     def end(self, status: str) -> None:
         """End the run FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)
@@ -186,6 +192,10 @@ class Tracker:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
+
+    def is_running(self, run_id: str) -> bool:
+        """Whether a run is there and has not ended."""
+        return self.has(run_id) and self.client.get_run(run_id).info.status == "RUNNING"
 
     def find(self, tags: Mapping[str, str]) -> str | None:
         """Return the oldest run of the experiment that has all of the tags."""

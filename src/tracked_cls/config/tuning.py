@@ -48,7 +48,8 @@ class PrunerConfig(Choice):
     )
     min_epochs: int | None = option(
         None,
-        "no trial ends earlier; auto: a ninth of epochs (median: a quarter), and one more than scheduler.warmup_epochs",
+        "no trial ends earlier; auto: a ninth of epochs (median: a quarter), and one more than the longest "
+        "scheduler.warmup_epochs of the space",
         unit="epochs",
         unset="auto",
         ge=1,
@@ -131,8 +132,8 @@ class TuneSection(Section):
             raise UserError("tune.stagnation does not go with tune.minimize: of two objectives there is no best value")
         if self.minimize is not None and self.sampler.name == "gp":
             raise UserError("tune.sampler=gp does not go with tune.minimize: it takes minutes for a trial; use tpe")
-        if self.minimize is not None and self.pruner.name != type(self.pruner).model_fields["name"].default:
-            raise UserError(f"tune.pruner={self.pruner.name} has no effect with tune.minimize: two objectives are never pruned")
+        if self.minimize is not None and self.pruner != PrunerConfig():
+            raise UserError("tune.pruner has no effect with tune.minimize: trials of two objectives are never pruned")
         return self
 
 

@@ -185,6 +185,8 @@ class TuneConfig(TrainConfig):
         for key in ("folds", "overfit_batches"):
             if getattr(self, key) is not None:
                 raise UserError(f"{key} does not go with tune")
+        if self.resume == "never":
+            raise UserError("resume=never does not go with tune, which continues a study by its name; give another tune.study")
         if self.fast_dev_run:
             raise UserError("fast_dev_run does not go with tune: no trial would mean anything; try train")
         return self

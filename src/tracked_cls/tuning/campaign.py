@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from tracked_cls import checkpoint
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.tuning import finals, results, workers
 from tracked_cls.tuning.claims import Owner, locked
-from tracked_cls.tuning.queue import Queue
+from tracked_cls.tuning.queue import Queue, end_lost_runs
 from tracked_cls.tuning.results import Found
 from tracked_cls.tuning.storage import masked
 from tracked_cls.tuning.study import Search, open_search
@@ -44,27 +45,31 @@ def _repeat(done: Found, tracker: Tracker) -> Found:
     if not tracker.has(done.run_id):
         raise UserError(f"study {done.study!r} is complete, but its run {done.run_id} is not in this tracking store; another "
                         "tune.study begins anew")  # fmt: skip
-    tracker.follow(done.run_id)
+    tracked = tracker.follow(done.run_id)
+    if tracker.is_running(done.run_id):  # its leader was killed
+        tracked.end("FINISHED")
     say(f"study {done.study!r} is complete; tune.extend=true with more tune.trials goes on, another tune.study begins anew")
     return done
 
 
 def _lead(search: Search, tracker: Tracker, tracked: Run) -> Found:
-    search.adopt(tracked.run_id)
+    search.go_on_after_errors()
+    finals.try_again(search)
+    first_number = search.num_trials
+    _enqueue_baseline(search)
+    search.adopt(tracked.run_id)  # from here on others help
     tracked.log_config(_without_password(search.cfg))
     tracked.log_dataset(search.prepared, ("train", "val"))
     tracked.log_environment()
     tracked.set_tags({"optuna.study": search.name})
-    search.go_on_after_errors()
-    first_number = search.num_trials
-    _enqueue_baseline(search)
     say(results.headline(search, tracked))
     try:
         _let_work(search, tracker.within(tracked), tracked, first_number)
+        return _conclude(search, tracker.within(tracked), tracked)
     except StopRun:
+        end_lost_runs(search.study, tracker)
         results.log(search, tracked)
         raise
-    return _conclude(search, tracker.within(tracked), tracked)
 
 
 def _without_password(cfg: TuneConfig) -> TuneConfig:
@@ -74,7 +79,11 @@ def _without_password(cfg: TuneConfig) -> TuneConfig:
 
 def _help(search: Search, tracker: Tracker) -> Found:
     """Work on a study that another process leads."""
-    tracked = tracker.follow(_run_of_leader(search))
+    run_id = _run_of_leader(search)
+    if not tracker.has(run_id):
+        raise UserError(f"study {search.name!r}: its run {run_id} is not in this tracking store; all machines of a study need "
+                        "the same tracking.uri")  # fmt: skip
+    tracked = tracker.follow(run_id)
     say(f"study {search.name!r} is under way already: helping with it")
     _let_work(search, tracker.within(tracked), tracked, search.num_trials)
     return _conclude(search, tracker.within(tracked), tracked)
@@ -86,7 +95,7 @@ def _let_work(search: Search, nested: Tracker, tracked: Run, first_number: int) 
     if search.cfg.tune.workers == 1:
         workers.work(search, nested, first_number, watch=watch)
     else:
-        workers.work_in_processes(search.cfg, tracked.run_id, first_number, watch)
+        workers.work_in_processes(search, tracked.run_id, first_number, watch)
 
 
 def _enqueue_baseline(search: Search) -> None:
@@ -118,6 +127,7 @@ def _refresher(search: Search, tracked: Run) -> Callable[[], None]:
 @contextmanager
 def _leading(search: Search) -> Iterator[bool]:
     """Say whether this process leads the study: opens its run, and ends it with what happened."""
+    leads = False
     with (search.folder / "leader.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,16 +175,20 @@ def _conclude(search: Search, nested: Tracker, tracked: Run) -> Found:
     """Release the winner, once: whoever comes second finds it done."""
     queue = finals.open_finals(search)
     ranking = finals.judge(search, queue)
-    host = Owner.parse(ranking[0].median.user_attrs.get("owner"))
-    if host is not None and host.host not in (Owner.me().host, search.cfg.tune.lost_host):
+    winner = ranking[0].median
+    host = Owner.parse(winner.user_attrs.get("owner"))
+    is_here = checkpoint.has_checkpoints(queue.store(winner.number))
+    if not is_here and host is not None and host.host not in (Owner.me().host, search.cfg.tune.lost_host):
         return _await_end(search, host.host)
     with locked(search.folder / "end.lock"):
         done = _kept(search)
         if done is not None:
             return done
         found = _release(search, queue, ranking, nested, tracked)
-        finals.sweep(queue, ranking[0].median)
         search.conclude(asdict(found))
+        finals.sweep(queue, winner)
+    end_lost_runs(search.study, nested)
+    tracked.end("FINISHED")  # by whoever comes to it: the leader may be gone
     return found
 
 

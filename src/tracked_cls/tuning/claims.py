@@ -19,7 +19,7 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -103,18 +103,21 @@ def elsewhere(study: Study) -> list[str]:
     return sorted({owner.host for owner in owners if owner is not None} - {socket.gethostname()})
 
 
-def take_over(study: Study, storage: BaseStorage, *, lock: Path, max_restarts: int, lost_host: str | None = None) -> list[int]:
+def take_over(
+    study: Study, storage: BaseStorage, *, lock: Path, max_restarts: int, lost_host: str | None = None, alone: bool = False
+) -> list[int]:
     """Put trials whose process is gone back among the waiting ones, and return their numbers.
 
     A trial that was put back `max_restarts` times before fails. `lock` is one file for all processes of this host that work
-    on the study. Call it before every trial: waiting trials get a heartbeat too, for the one they had may be old, and
-    another machine would find a trial stale in the moment it starts again.
+    on the study. `alone`: no process of this host is taking a trial at this moment; one without an owner, in a storage that
+    only this host can reach, has lost its process. Call it before every trial: waiting trials get a heartbeat too, for the
+    one they had may be old, and another machine would find a trial stale in the moment it starts again.
     """
     with locked(lock):
         numbers = [
             trial.number
             for trial in _running(study)
-            if _is_lost(trial, lost_host, storage) and _put_back(study, storage, trial, max_restarts)
+            if _is_lost(trial, lost_host, storage, alone) and _put_back(study, storage, trial, max_restarts)
         ]
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             _beat(storage, trial_id(study, storage, trial.number))
@@ -155,10 +158,12 @@ def _counts(trial: FrozenTrial) -> bool:
     return not is_stale and not trial.user_attrs.get("void")
 
 
-def _is_lost(trial: FrozenTrial, lost_host: str | None, storage: BaseStorage) -> bool:
+def _is_lost(trial: FrozenTrial, lost_host: str | None, storage: BaseStorage, alone: bool) -> bool:
     signature = trial.user_attrs.get("owner")
     owner = Owner.parse(signature)
     if owner is None:
+        if alone and isinstance(storage, JournalStorage):
+            return True
         patience = _UNSIGNED_SECONDS_ELSEWHERE if _has_heartbeat(storage) else _UNSIGNED_SECONDS
         return _unsigned_seconds(trial, signature) > patience
     return owner.is_gone() or (owner.host == lost_host and owner.host != socket.gethostname())
@@ -178,10 +183,11 @@ def _put_back(study: Study, storage: BaseStorage, trial: FrozenTrial, max_restar
         if {"error", "void"} & set(trial.user_attrs):  # it had failed already, and died before it could tell
             storage.set_trial_state_values(identity, TrialState.FAIL)
             return False
-        storage.set_trial_user_attr(identity, "restarts", restarts)
         if restarts <= max_restarts:
             _release(storage, identity)
+            storage.set_trial_user_attr(identity, "restarts", restarts)  # last: killed in between, one is not counted
             return True
+        storage.set_trial_user_attr(identity, "restarts", restarts)
         storage.set_trial_user_attr(identity, "error", killed(restarts))
         storage.set_trial_state_values(identity, TrialState.FAIL)
     return False

@@ -56,7 +56,7 @@ def importances(study: Study) -> dict[str, float]:
 
     Options of complete trials only (PED-ANOVA, Optuna's default), conditional ones too. Empty where no two values differ.
     """
-    complete = [trial for trial in table.counted(study) if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in table.shown(study) if trial.state == TrialState.COMPLETE]
     differ = len({tuple(trial.values) for trial in complete}) > 1
     if not differ or not table.option_names(complete):
         return {}
@@ -84,7 +84,7 @@ def _drawable(search: Search) -> Iterator[tuple[str, Callable[[Search, Path], No
 
 def _search(study: Study, objectives: Sequence[str], names: Mapping[str, str], data_digest: str | None) -> Search:
     best = table.ranked(study, data_digest)[:1] if len(objectives) == 1 else study.best_trials
-    trials = table.counted(study)  # after the best: other workers' trials go on ending meanwhile
+    trials = table.shown(study)  # after the best: other workers' trials go on ending meanwhile
     parameters = [_parameter(name, names.get(name, name), trials) for name in _kin(table.option_names(trials))]
     times = [time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time]
     return Search(

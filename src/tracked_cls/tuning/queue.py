@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tracked_cls import experiment
+from tracked_cls import experiment, signals
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
@@ -61,6 +61,12 @@ class Queue:
         `between` is called before each.
         """
         gc.freeze()  # what is there now stays: looking through it after every training would take a fifth of a second
+        try:
+            self._work_off(objective, may_start, between)
+        finally:
+            gc.unfreeze()
+
+    def _work_off(self, objective: Objective, may_start: Callable[[], bool], between: Callable[[], None]) -> None:
         told = time.monotonic()
         while True:
             between()
@@ -68,7 +74,6 @@ class Queue:
                 told = time.monotonic()
                 continue
             if not self._of_state(TrialState.RUNNING):
-                gc.unfreeze()
                 return
             time.sleep(_POLL_SECONDS)  # another worker may die yet, and its training is to be continued
             if time.monotonic() - told > _TELL_SECONDS:
@@ -81,11 +86,11 @@ class Queue:
 
     def _take(self, objective: Objective, may_start: Callable[[], bool]) -> bool:
         """Run the next training; False where there is none for now. Taking one goes on under a lock, running it does not."""
-        lock = self.folder / "claim.lock"
-        take_over(self.study, self.storage, lock=self.folder / "owners.lock", max_restarts=self.max_restarts,
-                  lost_host=self.lost_host)  # fmt: skip
         with ExitStack() as claim:
-            claim.enter_context(locked(lock))
+            claim.enter_context(signals.deferred())  # a trial that is taken gets its owner's name, whatever happens
+            claim.enter_context(locked(self.folder / "claim.lock"))
+            take_over(self.study, self.storage, lock=self.folder / "owners.lock", max_restarts=self.max_restarts,
+                      lost_host=self.lost_host, alone=True)  # fmt: skip
             if not self._of_state(TrialState.WAITING) and not may_start():
                 return False
             self._run_one(partial(self._run, objective, claim))
@@ -94,7 +99,9 @@ class Queue:
     def _run_one(self, objective: Objective) -> None:
         try:
             self.study.optimize(objective, n_trials=1, catch=(Failed,))
-        except (UpdateFinishedTrialError, ValueError) as error:  # this process slept, and lost its trial to another machine
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):
+                raise  # else: this process slept, and lost its trial to another machine
             say(f"warning: the result of a training is dropped: {error}")
         finally:
             gc.collect()
@@ -103,11 +110,12 @@ class Queue:
 
     def _run(self, objective: Objective, claim: ExitStack, trial: Trial) -> float | tuple[float, float]:
         trial.set_user_attr("owner", str(Owner.me()))
-        claim.close()
         try:
+            claim.close()
             return objective(trial)
         except Interrupted:
-            hand_back(self.study, self.storage, trial.number)
+            with signals.deferred():
+                hand_back(self.study, self.storage, trial.number)
             raise
 
     def _of_state(self, state: TrialState) -> int:
@@ -140,11 +148,27 @@ def train(
         before()
         given = Given(queue.prepared, run, queue.store(trial.number))
         trained = experiment.learn(cfg, tracker, kind=kind, name=name, given=given, on_epoch=on_epoch)
-    reached = {"val_accuracy": trained.val.accuracy, "val_loss": trained.val.loss, "best_epoch": trained.best_epoch,
-               "epochs": trained.epochs, "weights.digest": trained.weights_digest}  # fmt: skip
+    reached = {
+        "val_accuracy": trained.val.accuracy,
+        "val_accuracy_late": trained.late_accuracy,
+        "val_loss": trained.val.loss,
+        "best_epoch": trained.best_epoch,
+        "epochs": trained.epochs,
+        "weights.digest": trained.weights_digest,
+    }
     for key, value in {**reached, "seconds": round(time.monotonic() - started, 2)}.items():
         trial.set_user_attr(key, value)
     return trained
+
+
+def end_lost_runs(study: Study, tracker: Tracker) -> None:
+    """End the runs of trainings that failed without their process, which was killed too often, as what they are: FAILED."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        run_id, error = trial.user_attrs.get("mlflow_run_id"), trial.user_attrs.get("error")
+        if run_id is not None and error is not None and tracker.is_running(run_id):
+            run = tracker.open(run_id)
+            run.set_tags({"optuna.state": "FAIL", "error": error})
+            run.end("FAILED")
 
 
 def note_error(name: str, trial: Trial, tracker: Tracker, error: Exception) -> None:

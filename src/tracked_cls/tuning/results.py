@@ -17,6 +17,7 @@ from tracked_cls.config.tree import show
 from tracked_cls.experiment import Outcome
 from tracked_cls.tracking import Run
 from tracked_cls.tuning import finals, pictures, table
+from tracked_cls.tuning.claims import counted
 from tracked_cls.tuning.finals import Finalist
 from tracked_cls.tuning.storage import dashboard_command
 from tracked_cls.tuning.study import Search
@@ -64,7 +65,7 @@ def found(search: Search, run: Run, ranking: Sequence[Finalist], outcome: Outcom
         run_id=run.run_id,
         url=run.url,
         curves_url=run.ranked_url(search.cfg.tune.metric),
-        states=dict(Counter(table.state_name(trial) for trial in table.counted(search.study))),
+        states=dict(Counter(table.state_name(trial) for trial in counted(search.study))),
         metric=search.cfg.tune.metric,
         best_trial=best.number,
         best_value=best.values[0],
@@ -97,7 +98,7 @@ def _line(search: Search, finalist: Finalist) -> str:
 
 def headline(search: Search, run: Run) -> str:
     """Return what is searched, in two lines."""
-    tune, there = search.cfg.tune, len(table.counted(search.study))
+    tune, there = search.cfg.tune, len(counted(search.study))
     ahead = f" ({there} there already)" if there > 1 else ""
     team = f"{tune.workers} processes" if tune.workers > 1 else "one process"
     return (
@@ -143,6 +144,7 @@ def log_end(search: Search, run: Run, ranking: Sequence[Finalist], found: Found)
     best = {"best_value": found.best_value, f"{found.metric}_mean": found.mean, f"{found.metric}_std": found.std}
     run.log_metrics({**best, "best_trial": found.best_trial, "test_accuracy": found.test_accuracy}, step=step)
     options = {f"best.{name.replace('@', '/')}": show(value) for name, value in found.options.items()}
+    run.drop_tags("best.")  # of an extended study: the former winner's
     run.set_tags({**options, "best.run": found.winner_run_id, "weights.digest": found.weights_digest,
                   "promotion.verdict": found.verdict, "promotion.reason": found.reason})  # fmt: skip
     with TemporaryDirectory() as scratch:
@@ -150,14 +152,24 @@ def log_end(search: Search, run: Run, ranking: Sequence[Finalist], found: Found)
         best_params = yaml.safe_dump(found.options, sort_keys=False, allow_unicode=True)
         (folder / "best_params.yaml").write_text(best_params, encoding="utf-8")
         (folder / "best.yaml").write_text(to_yaml(finals.configured(search, ranking[0].median)), encoding="utf-8")
-        header = ["trial", "seed", "value", "val_accuracy", "val_loss", "best_epoch", "weights_digest", "run_id"]
+        header = [
+            "trial",
+            "seed",
+            "value",
+            "val_accuracy",
+            "val_accuracy_late",
+            "val_loss",
+            "best_epoch",
+            "weights_digest",
+            "run_id",
+        ]
         write_csv(folder / "finals.csv", header, [row for finalist in ranking for row in _rows(finalist)])
         run.log_folder(folder)
     run.describe("\n\n".join(line.strip() for line in lines(found)))
 
 
 def _rows(finalist: Finalist) -> list[list[object]]:
-    known = ("val_accuracy", "val_loss", "best_epoch", "weights.digest", "mlflow_run_id")
+    known = ("val_accuracy", "val_accuracy_late", "val_loss", "best_epoch", "weights.digest", "mlflow_run_id")
     return [
         [finalist.trial.number, finals.seed_of(training), training.values[0], *(training.user_attrs[key] for key in known)]
         for training in sorted(finalist.trainings, key=finals.seed_of)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, product
 from typing import TYPE_CHECKING, Any
 
-from tracked_cls.config import TrainConfig, flatten, override
+from tracked_cls.config import TrainConfig, TuneConfig, flatten, override
 from tracked_cls.config.tree import show
 from tracked_cls.errors import UserError, did_you_mean, lookup
 from tracked_cls.tuning.entries import canonical_name, read_entries
@@ -131,6 +131,18 @@ class Space:
                 raise UserError(f"{meant[0].path} is given twice")
             found[meant[0].path] = _resolved(meant, value)
         return found
+
+
+def corners(cfg: TuneConfig) -> list[TrainConfig]:
+    """Return what the search of a configuration may train at its extremes, after everything was checked that needs no data.
+
+    Raises `UserError` for a space or a baseline that cannot be.
+    """
+    space = Space.read(cfg.tune.space)
+    found = space.check(cfg.train)
+    if cfg.tune.baseline is not None:
+        space.baseline(cfg.train, cfg.tune.baseline)
+    return found
 
 
 def _resolved(meant: list[Parameter], value: Any) -> Any:

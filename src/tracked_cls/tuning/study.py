@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError
+from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from tracked_cls import job, preparation
 from tracked_cls.config import TuneConfig, workspace
@@ -22,19 +25,22 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.errors import UserError
 from tracked_cls.provenance import num_cores
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import counted, errors_in_a_row, locked, open_slots
+from tracked_cls.tuning.claims import counted, errors_in_a_row, locked, open_slots, take_over, trial_id
 from tracked_cls.tuning.parameters import Choices, Range
 from tracked_cls.tuning.sampling import make_pruner, make_sampler
-from tracked_cls.tuning.space import Space
+from tracked_cls.tuning.space import Space, corners
 from tracked_cls.tuning.storage import open_storage
 from tracked_cls.tuning.table import ranked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial is ours to say
 
+TRIALS = "trials"  # folder of checkpoints in that of a study
 Direction = Literal["minimize", "maximize"]
 
 _FINGERPRINT, _RUN = "fingerprint", "mlflow_run_id"
 _STOPPED, _FAILED = "stopped", "failed"
+_ROUND, _FIRST = "round", "first_of_round"  # of an extended study: how often, and its first trial since
+_PATIENCE_SECONDS = 10.0
 _RULES = ("trials", "metric", "minimize", "max_parameters", "max_flops", "max_latency_ms")
 
 
@@ -101,8 +107,13 @@ class Search:
         self.study.set_user_attr(self._outcome_key, outcome)
 
     @property
+    def round(self) -> int:
+        """How often the study was extended: each time it comes to an end of its own."""
+        return int(self.study.user_attrs.get(_ROUND, 0))
+
+    @property
     def _outcome_key(self) -> str:
-        return f"outcome of {self.cfg.tune.trials}"
+        return f"outcome {self.round} {self.cfg.tune.finalists}x{self.cfg.tune.finalist_seeds}"
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -154,8 +165,9 @@ def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
     Raises `UserError` before any training: for a space or a baseline that cannot be, a storage that cannot be reached, and a
     study that was begun with something else.
     """
-    space = _checked_space(cfg)
-    make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=cfg.scheduler.warmup_epochs or 0)
+    _check(cfg)
+    space = Space.read(cfg.tune.space)
+    _pruner(cfg)
     storage = open_storage(cfg, name_of(cfg))
     prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
     with locked(folder_of(cfg) / "open.lock"):
@@ -167,35 +179,48 @@ def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
     return Search(cfg, space, study, storage, prepared, folder_of(cfg))
 
 
-def _checked_space(cfg: TuneConfig) -> Space:
-    """Return the space, each of whose corners is a configuration that could be trained."""
-    space = Space.read(cfg.tune.space)
+def _check(cfg: TuneConfig) -> None:
+    """Check each corner of the space for what only torch knows."""
     seen: set[str] = set()
-    for corner in space.check(cfg.train):
+    for corner in corners(cfg):
         optimizer = corner.optimizer.name, corner.optimizer.args
         names = f"{corner.model} {optimizer} {corner.transforms}"  # numbers were checked with their ranges
         if names not in seen:
             seen.add(names)
             job.check(corner)
-    if cfg.tune.baseline is not None:
-        space.baseline(cfg.train, cfg.tune.baseline)
-    return space
+
+
+def _pruner(cfg: TuneConfig) -> BasePruner:
+    """Return the pruner, which waits for the longest warm-up of the space."""
+    warmup = max(corner.scheduler.warmup_epochs or 0.0 for corner in corners(cfg))
+    return make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=warmup)
 
 
 def _open_study(cfg: TuneConfig, space: Space, storage: BaseStorage, prepared: Prepared) -> Study:
     name, wanted = name_of(cfg), _fingerprint(cfg, space, prepared)
     sampler = make_sampler(cfg.tune.sampler, cfg.seed)
-    pruner = make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=cfg.scheduler.warmup_epochs or 0)
+    pruner = _pruner(cfg)
     directions: list[Direction] = [direction(cfg)] if cfg.tune.minimize is None else [direction(cfg), "minimize"]
     try:
         study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner, directions=directions)
+        for left in filter(Path.is_dir, folder_of(cfg).iterdir()):  # by a study of this name that was deleted
+            shutil.rmtree(left)
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
-        _require_same(cfg, study, space, wanted)
-        return study
+        if not _is_unwritten(study):
+            _require_same(cfg, study, space, storage, wanted)
+            return study
     study.set_user_attr("threads", cfg.threads or max(1, num_cores() // cfg.tune.workers))
     study.set_user_attr(_FINGERPRINT, wanted)
     return study
+
+
+def _is_unwritten(study: Study) -> bool:
+    """Whether whoever made the study was killed before it wrote what it is about; another machine gets some seconds to."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not study.user_attrs.get(_FINGERPRINT) and not study.get_trials(deepcopy=False) and time.monotonic() < until:
+        time.sleep(0.5)
+    return not study.user_attrs.get(_FINGERPRINT) and not study.get_trials(deepcopy=False)
 
 
 # ---- what makes two searches the same --------------------------------------------------------------------------------
@@ -221,7 +246,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _require_same(cfg: TuneConfig, study: Study, space: Space, wanted: dict[str, Any]) -> None:
+def _require_same(cfg: TuneConfig, study: Study, space: Space, storage: BaseStorage, wanted: dict[str, Any]) -> None:
     """Refuse a study that was begun with other rules, unless it is to be extended, which then counts for it."""
     begun = study.user_attrs.get(_FINGERPRINT)
     if begun is None:
@@ -238,8 +263,23 @@ def _require_same(cfg: TuneConfig, study: Study, space: Space, wanted: dict[str,
     if done >= cfg.tune.trials:
         raise UserError(f"tune.extend: study {study.study_name!r} has {done} trials; tune.trials must be above that")
     _require_same_kinds(study, space)
-    study.set_user_attr(_FINGERPRINT, wanted)
+    fixed = [key for key in ("tune.metric", "tune.minimize") if key in changed]
+    if fixed:
+        raise UserError(f"tune.extend: {fixed[0]} cannot change later on: it tells which trial is better; another tune.study "
+                        "begins anew")  # fmt: skip
+    _drop_unfinished(study, storage, cfg)
+    study.set_user_attr(_FIRST, len(study.get_trials(deepcopy=False)))
+    study.set_user_attr(_ROUND, int(study.user_attrs.get(_ROUND, 0)) + 1)
     _clear_stop(study)
+    study.set_user_attr(_FINGERPRINT, wanted)  # last: killed in between, the next start does it all again
+
+
+def _drop_unfinished(study: Study, storage: BaseStorage, cfg: TuneConfig) -> None:
+    """End trials that were begun before an extension and not finished: gone on with, they would mix two configurations."""
+    take_over(study, storage, lock=folder_of(cfg) / "owners.lock", max_restarts=cfg.tune.max_restarts)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if "owner" in trial.user_attrs:
+            storage.set_trial_state_values(trial_id(study, storage, trial.number), TrialState.FAIL)
 
 
 def _clear_stop(study: Study) -> None:
@@ -272,18 +312,25 @@ def _require_same_kinds(study: Study, space: Space) -> None:
 def _is_kind_of(used: BaseDistribution, domain: Choices | Range) -> bool:
     if isinstance(domain, Choices):
         return isinstance(used, CategoricalDistribution) and tuple(used.choices) == domain.values
-    return isinstance(used, IntDistribution if domain.is_whole else FloatDistribution)
+    if not isinstance(used, IntDistribution if domain.is_whole else FloatDistribution):
+        return False
+    return used.log == domain.log
 
 
 # ---- how far it has come ---------------------------------------------------------------------------------------------
 
 
 def _without_better(search: Search) -> int:
-    """Return how many trials have ended since the first that reached the best value."""
-    ended = [trial for trial in counted(search.study) if trial.state.is_finished() and trial.datetime_complete]
-    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-    best = search.best
+    """Return how many trials have ended since the first that reached the best value, and since the study was extended."""
+    best = search.best  # before the trials are looked through: others end meanwhile
     if best is None:
         return 0
-    reached = [trial.state.name == "COMPLETE" and trial.values == best.values for trial in ended]
-    return len(ended) - 1 - reached.index(True)
+    ended = [trial for trial in counted(search.study) if trial.state.is_finished() and trial.datetime_complete]
+    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    reached = next(place for place, trial in enumerate(ended) if _is_complete(trial) and trial.values == best.values)
+    first = int(search.study.user_attrs.get(_FIRST, 0))
+    return sum(trial.number >= first for trial in ended[reached + 1 :])
+
+
+def _is_complete(trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.COMPLETE

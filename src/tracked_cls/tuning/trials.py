@@ -23,9 +23,9 @@ from tracked_cls.experiment import Trained
 from tracked_cls.job import shape_of
 from tracked_cls.state import TrainState
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import counted
+from tracked_cls.tuning.claims import counted, locked
 from tracked_cls.tuning.queue import Failed, Queue, note_error, train
-from tracked_cls.tuning.study import Search
+from tracked_cls.tuning.study import TRIALS, Search
 from tracked_cls.tuning.table import ranked
 
 OPTIONS = "options"  # what a trial sets, by option: the space may change when a study is extended
@@ -69,10 +69,14 @@ class TrialObjective:
             note_error(f"trial {trial.number}", trial, self.tracker, error)
             raise Failed from None
 
-    def between(self) -> None:
-        """Do what is due between two trials: stop, or lose weights that are needed no more."""
+    def check(self) -> None:
+        """Stop as if told to where nobody waits any more."""
         if self.is_orphan():
             raise Interrupted(signal.SIGTERM)
+
+    def between(self) -> None:
+        """Do what is due between two trials: stop, or lose weights that are needed no more."""
+        self.check()
         self.search.stop_if_due(self.first_number, time.monotonic() - self.started)
         sweep(self.search, self.queue)
 
@@ -93,25 +97,29 @@ class TrialObjective:
             before=partial(self._weigh, trial, cfg),
         )
         value = value_of(search, trained)
+        assert math.isfinite(value), "a training whose validation is not finite ends as diverged"
         self._tag(trial, {"optuna.state": "COMPLETE"})
         self._say(trial, f"{tune.metric} {value:.4f} after {trained.epochs} epochs{self._compared(value)}")
         return value if tune.minimize is None else (value, float(trial.user_attrs[tune.minimize]))
 
     def _judge(self, trial: Trial, cfg: TrainConfig, state: TrainState) -> None:
         """Report an epoch, and end the trial where the pruner says so."""
-        if self.is_orphan():
-            raise Interrupted(signal.SIGTERM)
+        self.check()
         if self.search.cfg.tune.minimize is not None:  # Optuna prunes by one value
             return
         metric = self.search.cfg.tune.metric
         value = state.best_score if metric == "val_accuracy" else state.best_loss
         trial.report(value, state.epoch)
         if state.epoch < cfg.epochs and trial.should_prune():
+            reason = f"pruned after epoch {state.epoch} of {cfg.epochs}, {metric} {value:.4f}"
+            trial.set_user_attr("reason", reason)  # at once: asked a second time, after a stop, Optuna answers otherwise
             self._tag(trial, {"pruned_at_epoch": state.epoch})
-            raise Pruned(f"pruned after epoch {state.epoch} of {cfg.epochs}, {metric} {value:.4f}")
+            raise Pruned(reason)
 
     def _weigh(self, trial: Trial, cfg: TrainConfig) -> None:
-        """Look at the size and speed of the network, where they count, and end the trial where they are beyond a limit."""
+        """End a trial before it trains: one that was pruned before a stop, or whose network is beyond a limit."""
+        if "reason" in trial.user_attrs:  # it was stopped between the decision and its end
+            raise Pruned(trial.user_attrs["reason"])
         tune = self.search.cfg.tune
         limits = {name: limit for name in _COSTS if (limit := getattr(tune, f"max_{name}")) is not None}
         if not limits and tune.minimize is None:
@@ -145,7 +153,7 @@ class TrialObjective:
 def queue_of(search: Search) -> Queue:
     """Return the trials of a search as a queue."""
     tune = search.cfg.tune
-    return Queue(search.study, search.storage, search.folder / "trials", search.prepared, tune.max_restarts, tune.lost_host)
+    return Queue(search.study, search.storage, search.folder / TRIALS, search.prepared, tune.max_restarts, tune.lost_host)
 
 
 def value_of(search: Search, trained: Trained) -> float:
@@ -155,7 +163,12 @@ def value_of(search: Search, trained: Trained) -> float:
 
 def sweep(search: Search, queue: Queue) -> None:
     """Delete the weights of all trials that have ended but the best ``tune.keep``."""
-    best = {trial.number for trial in ranked(search.study)[: search.cfg.tune.keep]}
+    with locked(queue.folder / "sweep.lock"):
+        _sweep(search, queue)
+
+
+def _sweep(search: Search, queue: Queue) -> None:
+    best = {trial.number for trial in ranked(search.study, search.prepared.manifest.digest)[: search.cfg.tune.keep]}
     for trial in search.study.get_trials(deepcopy=False):
         store = queue.store(trial.number)
         if not trial.state.is_finished() or not store.exists():

@@ -19,6 +19,7 @@ from tracked_cls.tuning.study import Search, open_search
 
 _POLL_SECONDS = 0.2
 _REPLACEMENTS_PER_WORKER = 3
+_SIGNALLED = 128  # exit codes above it: ended by a signal that it was told of
 
 
 def work(
@@ -42,19 +43,31 @@ def work(
 
     queue.work_off(objective, may_start=lambda: search.open_slots > 0, between=between)
     if search.failed:
-        raise StopRun("FAILED", f"study {search.name!r} stopped: {search.stopped}; the same command tries again")
+        raise StopRun("FAILED", why_failed(search))
     last = finals.open_finals(search)
-    last.work_off(finals.FinalObjective(search, last, tracker))
+
+    def between_finals() -> None:
+        objective.check()
+        watch()
+
+    last.work_off(finals.FinalObjective(search, last, tracker, objective.check), between=between_finals)
 
 
-def work_in_processes(cfg: TuneConfig, run_id: str, first_number: int, watch: Callable[[], None]) -> None:
+def why_failed(search: Search) -> str:
+    """Return why a study that errors stopped has stopped."""
+    return f"study {search.name!r} stopped: {search.stopped}; the same command tries again"
+
+
+def work_in_processes(search: Search, run_id: str, first_number: int, watch: Callable[[], None]) -> None:
     """Let ``tune.workers`` processes work on a study; one that is killed is replaced. `watch` is called in between.
 
     Interrupted, they are told to stop, and waited for. Raises `StopRun` where one of them failed.
     """
-    team = [_start(cfg, run_id, first_number) for _ in range(cfg.tune.workers)]
+    cfg = search.cfg
+    team: list[BaseProcess] = []
     replacements = _REPLACEMENTS_PER_WORKER * cfg.tune.workers
     try:
+        team += (_start(cfg, run_id, first_number) for _ in range(cfg.tune.workers))
         while team:
             time.sleep(_POLL_SECONDS)
             watch()
@@ -62,16 +75,24 @@ def work_in_processes(cfg: TuneConfig, run_id: str, first_number: int, watch: Ca
                 team.remove(worker)
                 if worker.exitcode == 0:
                     continue
-                if (worker.exitcode or 0) > 0 or not replacements:
-                    raise StopRun("FAILED", f"a worker ended with exit code {worker.exitcode}; its last lines say why")
+                code = worker.exitcode or 0
+                was_killed = code < 0 or code > _SIGNALLED
+                if not was_killed:
+                    raise StopRun("FAILED", why_failed(search) if search.failed else "a worker failed; the lines above say why")
+                if not replacements:
+                    raise StopRun("FAILED", f"workers are killed again and again (signal {_signal(code)}): too little memory?")
                 replacements -= 1
-                say(f"a worker was killed (signal {-(worker.exitcode or 0)}); another one takes its place")
+                say(f"a worker was killed (signal {_signal(code)}); another one takes its place")
                 team.append(_start(cfg, run_id, first_number))
     finally:
         for worker in team:
             worker.terminate()
         for worker in team:
             worker.join()
+
+
+def _signal(code: int) -> int:
+    return -code if code < 0 else code - _SIGNALLED
 
 
 def _start(cfg: TuneConfig, run_id: str, first_number: int) -> BaseProcess:
