@@ -417,7 +417,7 @@ def finalists(search, values):
     queue = finals.open_finals(search)
     for trial, reached in values.items():
         for seed, value in enumerate(reached, 1):
-            attrs = {"trial": trial, "seed": seed, "val_accuracy_late": value}
+            attrs = {"trial": trial, "seed": seed, "val_accuracy_upper": value}
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             queue.study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs=attrs))
     return finals.judge(search, queue)

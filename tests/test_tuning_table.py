@@ -43,9 +43,9 @@ def test_the_best_comes_first_in_either_direction(direction, order):
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_of_equal_values_the_higher_late_accuracy_is_better_then_the_lower_number(direction):
-    late = (float("nan"), 0.4, None, 0.4, 0.3)
-    trials = [make_trial(0.9, **({} if value is None else {"val_accuracy_late": value})) for value in late]
+def test_of_equal_values_the_higher_upper_accuracy_is_better_then_the_lower_number(direction):
+    uppers = (float("nan"), 0.4, None, 0.4, 0.3)
+    trials = [make_trial(0.9, **({} if value is None else {"val_accuracy_upper": value})) for value in uppers]
     assert numbers(make_study(trials, directions=[direction])) == [1, 3, 4, 0, 2]
 
 
@@ -117,7 +117,7 @@ def test_costs_are_columns_where_any_trial_has_them():
 def test_results_ranks_and_reasons_are_in_their_columns():
     known = {
         "val_accuracy": 0.5,
-        "val_accuracy_late": 0.25,
+        "val_accuracy_upper": 0.25,
         "val_loss": 1.5,
         "epochs": 9,
         "best_epoch": 7,

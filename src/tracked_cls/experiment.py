@@ -61,12 +61,12 @@ class Kept:
 class Trained:
     """What a fold or a trial reached: `val` are the scores of the kept weights on the samples at `indices` [N].
 
-    `late_accuracy` is the mean val_accuracy over the last third of the `epochs`.
+    `upper_accuracy` is the mean val_accuracy of the better half of the `epochs`.
     """
 
     run_id: str
     epochs: int
-    late_accuracy: float
+    upper_accuracy: float
     best_epoch: int
     weights_digest: str
     val: Scores
@@ -111,7 +111,7 @@ def learn(
     return Trained(
         run_id=job.tracked.run_id,
         epochs=len(state.ranking),
-        late_accuracy=state.late_score,
+        upper_accuracy=state.upper_score,
         best_epoch=state.best_epoch,
         weights_digest=digest(state.network),
         val=scores,

@@ -93,11 +93,10 @@ class TrainState:
         return self.best_epoch == self.epoch
 
     @property
-    def late_score(self) -> float:
-        """Mean score over the last third of the epochs so far (rounded up), which varies less than that of one epoch."""
-        first = len(self.ranking) - -(-len(self.ranking) // 3)
-        late = [score for score, _, epoch in self.ranking if epoch > first]
-        return sum(late) / len(late) if late else -math.inf
+    def upper_score(self) -> float:
+        """Mean score of the better half of the epochs so far (rounded up), which is less a matter of luck than the best one."""
+        better = [score for score, _, _ in self.ranking[: -(-len(self.ranking) // 2)]]
+        return sum(better) / len(better) if better else -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, fit for `torch.load(weights_only=True)`."""

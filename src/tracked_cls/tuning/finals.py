@@ -26,7 +26,7 @@ from tracked_cls.tracking import Tracker
 from tracked_cls.tuning.claims import locked
 from tracked_cls.tuning.queue import Failed, Queue, note_error, train
 from tracked_cls.tuning.study import Search
-from tracked_cls.tuning.table import late_accuracy, ranked
+from tracked_cls.tuning.table import ranked, upper_accuracy
 from tracked_cls.tuning.trials import OPTIONS, value_of
 
 _PLAN_SECONDS = 10.0
@@ -36,15 +36,15 @@ _PLAN_SECONDS = 10.0
 class Finalist:
     """One configuration in the finals: the trial it comes from, and its re-trainings.
 
-    `sign` is 1 where a higher value is better, else -1. `mean` and `std` are of their values, `mean_late` of their
-    `table.late_accuracy`.
+    `sign` is 1 where a higher value is better, else -1. `mean` and `std` are of their values, `mean_upper` of their
+    `table.upper_accuracy`.
     """
 
     trial: FrozenTrial
     trainings: tuple[FrozenTrial, ...]
     mean: float
     std: float
-    mean_late: float
+    mean_upper: float
     sign: float
 
     @property
@@ -187,7 +187,7 @@ def judge(search: Search, finals: Queue) -> list[Finalist]:
     if not done:
         raise StopRun("FAILED", _why_none(search, finals))
     found = [_finalist(trials[number], trainings, _sign(search)) for number, trainings in done.items()]
-    found.sort(key=lambda one: (-len(one.trainings), -_sign(search) * one.mean, -one.mean_late, one.trial.number))
+    found.sort(key=lambda one: (-len(one.trainings), -_sign(search) * one.mean, -one.mean_upper, one.trial.number))
     if search.cfg.tune.minimize is None:
         return found
     whole = [finalist for finalist in found if len(finalist.trainings) == len(found[0].trainings)]
@@ -208,9 +208,9 @@ def _why_none(search: Search, finals: Queue) -> str:
 
 def _finalist(trial: FrozenTrial, trainings: Sequence[FrozenTrial], sign: float) -> Finalist:
     values = [training.values[0] for training in trainings]
-    late = [late_accuracy(training) for training in trainings]
+    upper = [upper_accuracy(training) for training in trainings]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Finalist(trial, tuple(trainings), float(np.mean(values)), spread, float(np.mean(late)), sign)
+    return Finalist(trial, tuple(trainings), float(np.mean(values)), spread, float(np.mean(upper)), sign)
 
 
 def release(search: Search, finals: Queue, winner: FrozenTrial, tracker: Tracker) -> Outcome:

@@ -150,7 +150,7 @@ def train(
         trained = experiment.learn(cfg, tracker, kind=kind, name=name, given=given, on_epoch=on_epoch)
     reached = {
         "val_accuracy": trained.val.accuracy,
-        "val_accuracy_late": trained.late_accuracy,
+        "val_accuracy_upper": trained.upper_accuracy,
         "val_loss": trained.val.loss,
         "best_epoch": trained.best_epoch,
         "epochs": trained.epochs,

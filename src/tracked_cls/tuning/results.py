@@ -157,7 +157,7 @@ def log_end(search: Search, run: Run, ranking: Sequence[Finalist], found: Found)
             "seed",
             "value",
             "val_accuracy",
-            "val_accuracy_late",
+            "val_accuracy_upper",
             "val_loss",
             "best_epoch",
             "weights_digest",
@@ -169,7 +169,7 @@ def log_end(search: Search, run: Run, ranking: Sequence[Finalist], found: Found)
 
 
 def _rows(finalist: Finalist) -> list[list[object]]:
-    known = ("val_accuracy", "val_accuracy_late", "val_loss", "best_epoch", "weights.digest", "mlflow_run_id")
+    known = ("val_accuracy", "val_accuracy_upper", "val_loss", "best_epoch", "weights.digest", "mlflow_run_id")
     return [
         [finalist.trial.number, finals.seed_of(training), training.values[0], *(training.user_attrs[key] for key in known)]
         for training in sorted(finalist.trainings, key=finals.seed_of)

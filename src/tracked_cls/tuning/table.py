@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tracked_cls.assessment import write_csv
 
-_RESULTS = ("val_accuracy", "val_accuracy_late", "val_loss", "epochs", "best_epoch", "seconds", "restarts")
+_RESULTS = ("val_accuracy", "val_accuracy_upper", "val_loss", "epochs", "best_epoch", "seconds", "restarts")
 _COSTS = ("parameters", "flops", "latency_ms")
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -44,13 +44,13 @@ def rows(study: Study, data_digest: str | None = None) -> tuple[list[str], list[
 def ranked(study: Study, data_digest: str | None = None) -> list[FrozenTrial]:
     """Return the complete trials within all limits, best first; where a digest is given, those of these data.
 
-    The best is the one of the best value, by the first objective where there are two; of equal ones (small
-    validation sets have many) that whose accuracy was higher over the last third of its epochs, then that of the lower number.
+    The best is the one of the best value, by the first objective where there are two; of equal ones (small validation sets
+    have many) that with the higher mean accuracy over the better half of its epochs, then that of the lower number.
     """
     sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
 
     def place(trial: FrozenTrial) -> tuple[float, float, int]:
-        return sign * trial.values[0], -late_accuracy(trial), trial.number
+        return sign * trial.values[0], -upper_accuracy(trial), trial.number
 
     complete = [trial for trial in shown(study) if trial.state == TrialState.COMPLETE and is_feasible(trial)]
     return sorted((trial for trial in complete if data_digest in (None, trial.user_attrs.get("data.digest"))), key=place)
@@ -104,10 +104,10 @@ def _line(text: str | None) -> str | None:
     return None if text is None else " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
-def late_accuracy(trial: FrozenTrial) -> float:
-    """Return the mean val_accuracy over the last third of a training's epochs, below all others where it is not known.
+def upper_accuracy(trial: FrozenTrial) -> float:
+    """Return the mean val_accuracy of the better half of a training's epochs, below all others where it is not known.
 
     It tells equal best epochs apart. val_loss does not: it prefers a network without label smoothing, however good.
     """
-    late = trial.user_attrs.get("val_accuracy_late")
-    return -math.inf if late is None or math.isnan(late) else float(late)
+    upper = trial.user_attrs.get("val_accuracy_upper")
+    return -math.inf if upper is None or math.isnan(upper) else float(upper)
