@@ -140,7 +140,7 @@ def train(
 ) -> Trained:
     """Train in the trial's own run, a continued one in the run it had, and note in the study what came of it.
 
-    `before` may end it untrained. On an error the run is FAILED, the error is in the study, and `Failed` is raised.
+    `before` may end it untrained. An error ends the run FAILED and is raised: it is the objective's to note (`note_error`).
     """
     run_id = _run_of(trial, tracker, name)
     started = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tracked_cls import job, preparation
-from tracked_cls.config import TuneConfig, workspace
+from tracked_cls.config import TrainConfig, TuneConfig, workspace
 from tracked_cls.config.tree import show
 from tracked_cls.data.cache import Prepared
 from tracked_cls.errors import UserError
@@ -165,13 +165,13 @@ def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
     Raises `UserError` before any training: for a space or a baseline that cannot be, a storage that cannot be reached, and a
     study that was begun with something else.
     """
-    _check(cfg)
-    space = Space.read(cfg.tune.space)
-    _pruner(cfg)
+    extremes = corners(cfg)
+    _check(extremes)
+    space, pruner = Space.read(cfg.tune.space), _pruner(cfg, extremes)
     storage = open_storage(cfg, name_of(cfg))
     prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
     with locked(folder_of(cfg) / "open.lock"):
-        study = _open_study(cfg, space, storage, prepared)
+        study = _open_study(cfg, space, pruner, storage, prepared)
     threads = int(study.user_attrs["threads"])
     if cfg.threads not in (None, threads):
         raise UserError(f"threads={cfg.threads}: the trials of study {study.study_name!r} run with {threads}; leave it out")
@@ -179,10 +179,10 @@ def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
     return Search(cfg, space, study, storage, prepared, folder_of(cfg))
 
 
-def _check(cfg: TuneConfig) -> None:
+def _check(extremes: Sequence[TrainConfig]) -> None:
     """Check each corner of the space for what only torch knows."""
     seen: set[str] = set()
-    for corner in corners(cfg):
+    for corner in extremes:
         optimizer = corner.optimizer.name, corner.optimizer.args
         names = f"{corner.model} {optimizer} {corner.transforms}"  # numbers were checked with their ranges
         if names not in seen:
@@ -190,16 +190,15 @@ def _check(cfg: TuneConfig) -> None:
             job.check(corner)
 
 
-def _pruner(cfg: TuneConfig) -> BasePruner:
+def _pruner(cfg: TuneConfig, extremes: Sequence[TrainConfig]) -> BasePruner:
     """Return the pruner, which waits for the longest warm-up of the space."""
-    warmup = max(corner.scheduler.warmup_epochs or 0.0 for corner in corners(cfg))
+    warmup = max(corner.scheduler.warmup_epochs or 0.0 for corner in extremes)
     return make_pruner(cfg.tune.pruner, epochs=cfg.epochs, warmup_epochs=warmup)
 
 
-def _open_study(cfg: TuneConfig, space: Space, storage: BaseStorage, prepared: Prepared) -> Study:
+def _open_study(cfg: TuneConfig, space: Space, pruner: BasePruner, storage: BaseStorage, prepared: Prepared) -> Study:
     name, wanted = name_of(cfg), _fingerprint(cfg, space, prepared)
     sampler = make_sampler(cfg.tune.sampler, cfg.seed)
-    pruner = _pruner(cfg)
     directions: list[Direction] = [direction(cfg)] if cfg.tune.minimize is None else [direction(cfg), "minimize"]
     try:
         study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner, directions=directions)
@@ -218,9 +217,9 @@ def _open_study(cfg: TuneConfig, space: Space, storage: BaseStorage, prepared: P
 def _is_unwritten(study: Study) -> bool:
     """Whether whoever made the study was killed before it wrote what it is about; another machine gets some seconds to."""
     until = time.monotonic() + _PATIENCE_SECONDS
-    while not study.user_attrs.get(_FINGERPRINT) and not study.get_trials(deepcopy=False) and time.monotonic() < until:
+    while not (written := study.user_attrs.get(_FINGERPRINT) or study.get_trials(deepcopy=False)) and time.monotonic() < until:
         time.sleep(0.5)
-    return not study.user_attrs.get(_FINGERPRINT) and not study.get_trials(deepcopy=False)
+    return not written
 
 
 # ---- what makes two searches the same --------------------------------------------------------------------------------
@@ -276,7 +275,7 @@ def _require_same(cfg: TuneConfig, study: Study, space: Space, storage: BaseStor
 
 def _drop_unfinished(study: Study, storage: BaseStorage, cfg: TuneConfig) -> None:
     """End trials that were begun before an extension and not finished: gone on with, they would mix two configurations."""
-    take_over(study, storage, lock=folder_of(cfg) / "owners.lock", max_restarts=cfg.tune.max_restarts)
+    take_over(study, storage, lock=folder_of(cfg) / TRIALS / "owners.lock", max_restarts=cfg.tune.max_restarts)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         if "owner" in trial.user_attrs:
             storage.set_trial_state_values(trial_id(study, storage, trial.number), TrialState.FAIL)
