@@ -263,7 +263,8 @@ def _open(cfg: TuneConfig, tracker: Tracker, study: int, options: Sequence[str])
     given = dict(option.split("=", 1) for option in options)
     with _quiet():
         search = open_search(override(cfg, {**own, **{f"tune.{key}": _typed(text) for key, text in given.items()}}), tracker)
-        run_id = tracker.create(f"tune {name}", {})
+        with tracker.begin("study", f"tune {name}") as run:
+            run_id = run.run_id
     search.adopt(run_id)
     return search, run_id
 
@@ -436,7 +437,7 @@ def measure_overhead(args: argparse.Namespace) -> None:
         cfg = override(bench.cfg, _LONG_TRIAL)
         search, run_id = _open(cfg, bench.tracker, 0, ())
         with _quiet():
-            nested = bench.tracker.within(bench.tracker.open(run_id))
+            nested = bench.tracker.within_id(run_id)
         pairs = [(_alone(search, nested), _as_trial(search, nested)) for _ in range(args.repeats + 1)][1:]  # the first warms up
     for clock, name in enumerate(("wall time", "CPU time")):
         alone, trial = ([times[clock] for times in column] for column in zip(*pairs, strict=True))

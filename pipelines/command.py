@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tracked_cls import signals
+from tracked_cls import afterword, signals
 from tracked_cls.config import TrackingConfig, tracking_uri
 from tracked_cls.errors import Interrupted, StopRun, UserError
+from tracked_cls.host import refusal
+from tracked_cls.redaction import redacted, without_credentials
 
 
 def where_to_look(tracking: TrackingConfig) -> str:
     """Return the words that open what a run left, in the store it was written to."""
     if tracking_uri(tracking).startswith("http"):
         return "look:  open the address above"
-    store = f" --backend-store-uri {tracking.uri}" if tracking.uri else ""
+    store = f" --backend-store-uri {without_credentials(tracking.uri)}" if tracking.uri else ""
     return f"look:  mlflow ui --port 5000{store}   then open the address above"
 
 
 def same_store(tracking: TrackingConfig) -> str:
     """Return what the next command needs to write to the same store."""
-    return f" -P tracking.uri={tracking.uri}" if tracking.uri else ""
+    return f" -P tracking.uri={without_credentials(tracking.uri)}" if tracking.uri else ""
 
 
 def config_of(run_id: str, tracking: TrackingConfig) -> str:
@@ -32,20 +36,37 @@ def config_of(run_id: str, tracking: TrackingConfig) -> str:
 
 
 def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 130/143 interrupted."""
+    """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 129/130/143 interrupted."""
+    opened = _opened_by_mlflow_run()
     signals.install()
+    if opened is not None:
+        signals.watch_launcher()
     try:
         verb(sys.argv[1:])
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {redacted(line)}", file=sys.stderr)
         sys.exit(2)
     except StopRun as stop:
-        print(f"error: {stop.reason}", file=sys.stderr)
+        print(f"error: {redacted(stop.reason)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as signal:
+        if opened is not None:
+            afterword.leave(opened)
         print(f"interrupted by {signal}", file=sys.stderr)
         sys.exit(signal.exit_code)
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+            sys.exit(1)
+        print(f"error: {refused}", file=sys.stderr)
+        sys.exit(2)
     finally:
         signals.ignore()  # all is said and stored: one more Ctrl-C while Python shuts down changes nothing
     sys.exit(0)
+
+
+def _opened_by_mlflow_run() -> str | None:
+    """Return the run that `mlflow run` opened for this process; a run's id alone may be set by hand."""
+    return os.environ.get("MLFLOW_RUN_ID") if "MLFLOW_EXPERIMENT_ID" in os.environ else None

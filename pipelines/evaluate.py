@@ -10,9 +10,9 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Evaluate one model and say how good it is, and at which classes it is weakest."""
     cfg = load(EvaluateConfig, argv)
-    from tracked_cls import assessment, tracking  # seconds of imports, after the arguments were checked
+    from tracked_cls import assessment, delivery  # seconds of imports, after the arguments were checked
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking, must_answer=True) as tracker:
         evaluation = assessment.run(cfg, tracker)
     for line in assessment.lines(evaluation):
         say(line)

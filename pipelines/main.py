@@ -10,9 +10,9 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Run the whole pipeline and say what came out of each step."""
     cfg = load(MainConfig, argv)
-    from tracked_cls import assessment, experiment, pipeline, prediction, tracking  # seconds of imports
+    from tracked_cls import assessment, delivery, experiment, pipeline, prediction  # seconds of imports
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking, must_answer=True) as tracker:
         whole = pipeline.run(cfg, tracker)
     steps = [experiment.lines(whole.outcome), assessment.lines(whole.evaluation), prediction.lines(whole.predictions)]
     for line in [line for step in steps for line in ("", *step)]:

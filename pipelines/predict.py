@@ -10,9 +10,9 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Label every image of the input and say where the labels are."""
     cfg = load(PredictConfig, argv)
-    from tracked_cls import prediction, tracking  # seconds of imports, after the arguments were checked
+    from tracked_cls import delivery, prediction  # seconds of imports, after the arguments were checked
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking, must_answer=True) as tracker:
         predictions = prediction.run(cfg, tracker)
     for line in prediction.lines(predictions):
         say(line)

@@ -10,9 +10,9 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Prepare the data and say what they hold."""
     cfg = load(PrepareConfig, argv)
-    from tracked_cls import preparation, tracking  # seconds of imports, after the arguments were checked
+    from tracked_cls import delivery, preparation  # seconds of imports, after the arguments were checked
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking) as tracker:
         result = preparation.run(cfg, tracker)
     for line in preparation.lines(result):
         say(line)

@@ -10,9 +10,9 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Train one model, or one per fold, and say what was reached and where it is."""
     cfg = load(TrainConfig, argv, config_of=config_of)
-    from tracked_cls import pipeline, tracking  # seconds of imports, after the arguments were checked
+    from tracked_cls import delivery, pipeline  # seconds of imports, after the arguments were checked
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking) as tracker:
         ended = pipeline.train(cfg, tracker)
     for line in ended.lines:
         say(line)

@@ -12,10 +12,10 @@ def main(argv: Sequence[str]) -> None:
     """Search, and say what was found and where it is."""
     cfg = load(TuneConfig, argv)
     space.corners(cfg)  # before seconds of imports
-    from tracked_cls import tracking
+    from tracked_cls import delivery
     from tracked_cls.tuning import campaign, results
 
-    with tracking.open_tracker(cfg.tracking) as tracker:
+    with delivery.open_tracker(cfg.tracking, must_answer=True) as tracker:
         found = campaign.run(cfg, tracker)
     for line in results.lines(found):
         say(line)

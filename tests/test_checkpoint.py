@@ -229,22 +229,6 @@ def test_saving_leaves_no_temporary_files(attempt):
     assert [path.name for path in attempt.folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_crash_while_saving_leaves_the_checkpoint_before(attempt, monkeypatch):
-    state = make_state()
-    save_at(state, attempt, 1)
-
-    def full_disk(value, path):
-        Path(path).write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_at(state, attempt, 2)
-    fresh = make_state()
-    assert checkpoint.restore(fresh, attempt)
-    assert fresh.epoch == 1
-
-
 def test_the_weights_of_the_best_epoch_are_loaded(attempt):
     state = make_state()
     for epoch, score in enumerate([0.1, 0.9, 0.3, 0.4], 1):
@@ -254,13 +238,45 @@ def test_the_weights_of_the_best_epoch_are_loaded(attempt):
     assert state.epoch == 4
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink], ids=["damaged", "missing"])
-def test_damaged_best_weights_are_refused(attempt, damage):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_bit, r"000001-00000000\.pt of the best epoch is damaged; the same command continues from before it"),
+        (Path.unlink, r"000001-00000000\.pt of the best epoch is missing; train again with resume=never"),
+    ],
+    ids=["damaged", "missing"],
+)
+def test_damaged_best_weights_are_refused(attempt, damage, message):
     state = make_state()
     save_at(state, attempt, 1, score=0.5)
     damage(attempt.folder / "000001-00000000.pt")
-    with pytest.raises(UserError, match=r"000001-00000000\.pt of the best epoch is missing or damaged"):
+    with pytest.raises(UserError, match=message):
         checkpoint.load_best(state, attempt)
+
+
+def test_where_the_best_one_is_damaged_training_goes_back_before_it_and_makes_it_again(attempt, capsys):
+    state = make_state()
+    for epoch, score in enumerate([0.3, 0.1, 0.9, 0.5, 0.4], 1):
+        save_at(state, attempt, epoch, score=score, every_epochs=2)
+    flip_a_bit(attempt.folder / "000003-00000000.pt")
+    fresh = make_state()
+    assert checkpoint.restore(fresh, attempt)
+    assert (fresh.epoch, fresh.best_epoch) == (2, 1)
+    assert "000005-00000000.pt is not used: that of its best epoch, 000003-00000000.pt, is damaged" in capsys.readouterr().out
+    save_at(fresh, attempt, 3, score=0.9, every_epochs=2)
+    checkpoint.load_best(fresh, attempt)
+    assert where(fresh) == (3, 0)
+
+
+def test_where_nothing_from_before_the_damaged_best_one_is_left_training_ends_before_it_begins(attempt):
+    state = make_state()
+    for epoch, score in enumerate([0.9, 0.1, 0.3], 1):
+        save_at(state, attempt, epoch, score=score)
+    flip_a_bit(attempt.folder / "000001-00000000.pt")
+    with pytest.raises(
+        UserError, match="000001-00000000.pt of the best epoch is damaged, and none from before it is left; train again"
+    ):
+        checkpoint.restore(make_state(), attempt)
 
 
 # ---- attempts --------------------------------------------------------------------------------------------------------
@@ -323,6 +339,22 @@ def test_what_a_killed_save_left_is_swept(tmp_path):
         (attempt.folder / ".tmp-000002-00000000.pt").write_bytes(b"half")
     with open_attempt(tmp_path, "train-1", resume=True) as attempt:
         assert sorted(path.name for path in attempt.folder.iterdir()) == ["000001-00000000.pt", "000001-00000000.sha256"]
+
+
+def test_a_digest_without_its_checkpoint_is_swept(tmp_path):
+    with open_attempt(tmp_path, "train-1", resume=True) as attempt:
+        save_at(make_state(), attempt, 1)
+        (attempt.folder / "000002-00000000.sha256").write_text("0" * 64)  # killed between the two
+    with open_attempt(tmp_path, "train-1", resume=True) as attempt:
+        assert sorted(path.name for path in attempt.folder.iterdir()) == ["000001-00000000.pt", "000001-00000000.sha256"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"run_id": "a\xff"}', b'{"run_id'], ids=repr)
+def test_a_damaged_note_of_the_run_is_said_and_a_new_run_opens(tmp_path, capsys, content):
+    with open_attempt(tmp_path, "train-1", resume=True) as attempt:
+        (attempt.folder / "run.json").write_bytes(content)
+        assert attempt.run_id is None
+    assert "run.json is damaged" in capsys.readouterr().out
 
 
 def test_an_attempt_remembers_its_run(tmp_path):

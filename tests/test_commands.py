@@ -1,5 +1,6 @@
 """The commands as a person types them: exit codes, one clear line for a mistake, and no waiting for it."""
 
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PARAMS, ROOT, fast
+from tracked_cls.errors import Interrupted, StopRun
+from tracked_cls.signals import SIGNALS
 
 
 def _command(verb, *words, cwd, **options):
@@ -128,8 +131,72 @@ def test_a_mistake_in_data_or_model_is_one_line(case, tmp_path, store, trained, 
     assert partial == [], "nothing half-written"
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(errno.ENOSPC, "x", "/full/disk"), 2, "error: /full/disk: No space left on device; free some room there"),
+        (OSError(errno.EMFILE, "x"), 2, "error: Too many open files; "),
+        (
+            RuntimeError("(sqlite3.OperationalError) database or disk is full\n[SQL: ...]"),
+            2,
+            "error: No space left on device; ",
+        ),
+        (StopRun("FAILED", "train_loss became nan in batch 3"), 1, "error: train_loss became nan in batch 3"),
+        (Interrupted(signal.SIGHUP), 129, "interrupted by SIGHUP"),
+    ],
+    ids=["disk", "files", "store", "nan", "hang-up"],
+)
+def test_what_ends_a_command_is_one_line_and_a_code(error, code, line, capsys):
+    from pipelines.command import command
+
+    def verb(_):
+        raise error
+
+    assert _in_process(command, verb, []) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback_without_its_secrets(capsys):
+    from pipelines.command import command
+
+    def verb(_):
+        raise ZeroDivisionError("at http://me:hunter2@host:5000")
+
+    with pytest.raises(SystemExit) as ended:
+        command(verb)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "ZeroDivisionError" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "run_id"),
+    [({"MLFLOW_RUN_ID": "a", "MLFLOW_EXPERIMENT_ID": "0"}, "a"), ({"MLFLOW_RUN_ID": "a"}, None)],
+    ids=["mlflow run", "a run's id set by hand"],
+)
+def test_under_mlflow_run_the_launcher_is_watched_and_a_stopped_run_gets_its_last_word(monkeypatch, variables, run_id):
+    from pipelines import command
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    noted = []
+    monkeypatch.setattr(command.signals, "watch_launcher", lambda: noted.append("watched"))
+    monkeypatch.setattr(command.afterword, "leave", noted.append)
+
+    def verb(_):
+        os.environ.pop("MLFLOW_RUN_ID")  # as the tracker does, for what is started from here
+        raise Interrupted(signal.SIGINT)
+
+    assert _in_process(command.command, verb, []) == 130
+    assert noted == ([] if run_id is None else ["watched", run_id])
+
+
 def _in_process(command, main, words):
-    before = sys.argv, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = sys.argv, {signum: signal.getsignal(signum) for signum in SIGNALS}
     sys.argv = ["pipelines", *words]
     try:
         command(main)
@@ -137,8 +204,8 @@ def _in_process(command, main, words):
         return done.code
     finally:
         sys.argv = before[0]
-        signal.signal(signal.SIGINT, before[1])
-        signal.signal(signal.SIGTERM, before[2])
+        for signum, handler in before[1].items():
+            signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize(

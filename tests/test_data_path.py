@@ -267,7 +267,7 @@ def test_validation_images_may_come_from_another_source(pictures, store, tmp_pat
     for label in ("NA", "猫"):
         (other / label).mkdir(parents=True)
         for index in range(6):
-            Image.new("L", (8, 8), 40 * index).save(other / label / f"{index}.png")
+            Image.new("L", (8, 8), 40 * index + (label == "NA")).save(other / label / f"{index}.png")
     outcome = train(
         store, tmp_path, data__source="folder", data__root=pictures, data__val__source="folder", data__val__root=other
     )

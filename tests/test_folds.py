@@ -50,9 +50,9 @@ def outcome(store, started):
                 epochs.append(None)
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        def train_and_note(cfg, tracker, *, kind, name):
+        def train_and_note(cfg, tracker, *, kind, name, keep):
             started[0 if epochs.count(None) == 0 else 1].append(name)
-            return train(cfg, tracker, kind=kind, name=name)
+            return train(cfg, tracker, kind=kind, name=name, keep=keep)
 
         patch.setattr(Run, "log_metrics", log_until_killed)
         patch.setattr(experiment, "learn", train_and_note)
@@ -196,7 +196,8 @@ def test_the_end_says_what_came_out_and_what_to_do_next(outcome):
 def test_a_finished_fold_is_read_as_it_was_written(tmp_path):
     prepared = noise([0, 1, 0, 1])
     scores = Scores(np.array([[1.5, -2], [0.25, 3]], np.float32), np.array([0, 1]))
-    folds._write(tmp_path / "fold-1.npz", experiment.Trained("abc", 5, 0.5, 3, "d1", scores, np.array([1, 2]), prepared))
+    trained = experiment.Trained("abc", 5, 0.5, {"val_loss": [0.5]}, 3, "d1", scores, np.array([1, 2]), prepared)
+    folds._write(tmp_path / "fold-1.npz", trained)
     found = folds._read(tmp_path / "fold-1.npz", 1, prepared)
     assert (found.fold, found.run_id, found.best_epoch, found.indices.tolist()) == (1, "abc", 3, [1, 2])
     assert found.scores.logits.tolist() == scores.logits.tolist()
@@ -208,7 +209,7 @@ def test_a_finished_fold_is_read_as_it_was_written(tmp_path):
 def test_a_damaged_fold_is_trained_again(tmp_path, damage, capsys):
     prepared, path = noise([0, 1, 0, 1]), tmp_path / "fold-0.npz"
     scores = Scores(np.zeros((2, 2), np.float32), np.array([0, 1]))
-    folds._write(path, experiment.Trained("abc", 5, 0.5, 3, "d1", scores, np.array([1, 2]), prepared))
+    folds._write(path, experiment.Trained("abc", 5, 0.5, {"val_loss": [0.5]}, 3, "d1", scores, np.array([1, 2]), prepared))
     content = bytearray(path.read_bytes())
     content[content.index(b"a\0\0\0b\0\0\0c")] ^= 1  # text is UTF-32 in there
     path.write_bytes(bytes(content) if damage is None else damage)
@@ -239,7 +240,7 @@ def test_what_cannot_be_done_is_said_before_a_run_is_opened(store, outcome, mlfl
 
 def test_spread_divides_by_one_less_than_the_folds():
     scores = [Scores(np.array([[1, 0], [first, 0]], np.float32), np.array([0, 0])) for first in (1, -1, -1)]
-    results = [folds.FoldResult(fold, "", 1, np.arange(2), one) for fold, one in enumerate(scores)]
+    results = [folds.FoldResult(fold, "", 1, {}, np.arange(2), one) for fold, one in enumerate(scores)]
     spread = folds._spread(results)
     assert spread["val_accuracy_mean"] == pytest.approx(2 / 3)
     assert spread["val_accuracy_std"] == pytest.approx(statistics.stdev([1, 0.5, 0.5]))
@@ -257,13 +258,16 @@ def test_images_with_several_labels_get_predictions_but_no_suspects(tmp_path, st
         rows.append(f"{name},{labels}")
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows))
 
-    def sure_of_b(cfg, tracker, *, kind, name):
+    def sure_of_b(cfg, tracker, *, kind, name, keep):
         prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
         indices = prepared.manifest.indices("val")
         scores = MultiLabelScores(np.tile(np.float32([-1, 1]), (len(indices), 1)), np.array(prepared.manifest.labels[indices]))
         with tracker.begin(kind, name) as tracked:
             tracked.log_metrics({"val_loss": 1.0, "val_accuracy": 0.5}, step=1)
-        return experiment.Trained(tracked.run_id, 1, 0.5, 1, "d", scores, indices, prepared)
+        curves = {"val_loss": [1.0], "val_accuracy": [0.5]}
+        trained = experiment.Trained(tracked.run_id, 1, 0.5, curves, 1, "d", scores, indices, prepared)
+        keep(trained)
+        return trained
 
     monkeypatch.setattr(experiment, "learn", sure_of_b)
     words = ["--data.source", "csv", "--data.table", str(tmp_path / "list.csv"), "--data.multi_label", "true", "--loss", "bce"]

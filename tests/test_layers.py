@@ -8,9 +8,13 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
 LAYERS = [
-    ["errors", "config", "signals", "console", "provenance", "plugins"],
+    [
+        *("errors", "redaction", "config", "failpoints", "processes", "signals", "console"),
+        *("provenance", "host", "plugins"),
+    ],
     [
         *("data.signature", "data.names", "data.decode", "data.preprocess", "data.files", "data.encode", "data.ingest"),
+        "data.decoders",
         *("data.shards", "data.storage"),
         *(
             f"data.sources.{name}"
@@ -19,7 +23,17 @@ LAYERS = [
                 *("digits", "folder", "idx", "vision", "tables", "python", "composite"),
             )
         ),
-        *("data.sources", "data.intake", "data.manifest", "data.splits", "data.cache", "data.reuse", "data.exchange"),
+        *(
+            "data.sources",
+            "data.intake",
+            "data.manifest",
+            "data.splits",
+            "data.copies",
+            "data.likeness",
+            "data.cache",
+            "data.reuse",
+            "data.exchange",
+        ),
         *("randomness", "compute"),
         *("losses.terms", "losses.class_weights", "losses.distillation", "losses"),
         *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "steps", "samples", "views")),
@@ -35,14 +49,18 @@ LAYERS = [
         *("optim.groups", "optim.ranger", "optim.optimizers", "optim.schedules", "optim", "metrics", "suspects"),
     ],
     [
-        *("profiling", "evaluation", "state", "step", "training", "checkpoint", "anatomy"),
+        *("profiling", "evaluation", "state", "step", "training", "checkpoint", "journal", "anatomy"),
         *("plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects"),
         *("plots.study", "plots.options", "plots", "conversion"),
     ],
-    ["serving.classifier", "serving.pyfunc", "serving.packaging", "tracking", "registry"],
+    [
+        *("serving.classifier", "serving.pyfunc", "serving.packaging"),
+        *("tracking.store", "tracking.clerk", "tracking.sender", "tracking.run", "tracking.tracker", "tracking", "registry"),
+        "afterword",
+    ],
     [
         *("report", "inspection", "assembly", "preparation", "assessment", "promotion"),
-        *("beginning", "job", "exhibits", "release", "experiment", "gallery", "folds", "prediction", "pipeline"),
+        *("beginning", "job", "exhibits", "release", "delivery", "experiment", "gallery", "folds", "prediction", "pipeline"),
         *(
             f"tuning.{name}"
             for name in (
@@ -54,7 +72,10 @@ LAYERS = [
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
-    "mlflow": {"serving.pyfunc", "serving.packaging", "tracking", "registry"},
+    "mlflow": {
+        *("serving.pyfunc", "serving.packaging", "registry", "afterword"),
+        *("tracking.store", "tracking.clerk", "tracking.tracker"),
+    },
     "matplotlib": {
         "plots.lettering",
         "plots.results",
@@ -72,7 +93,7 @@ ONLY_IN = {
         *("tuning.storage", "tuning.sampling", "tuning.claims", "tuning.table", "tuning.pictures", "tuning.parameters"),
         *("tuning.space", "tuning.study", "tuning.queue", "tuning.trials", "tuning.finals"),
     },
-    "sqlite3": {"tracking"},
+    "sqlite3": {"tracking.store"},
 }
 TRAVELLING = {"errors", "data.signature", "data.decode", "data.preprocess", "serving.classifier", "serving.pyfunc"}
 

@@ -122,7 +122,7 @@ def test_a_teacher_of_other_classes_is_refused(store, trained, tmp_path, client)
     for name in ("cat", "dog"):
         for index in range(12):
             (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
-            Image.new("L", (16, 16), 10 * index).save(tmp_path / "in" / name / f"{index}.png")
+            Image.new("L", (16, 16), 10 * index + (name == "dog")).save(tmp_path / "in" / name / f"{index}.png")
     with pytest.raises(UserError, match="loss.teacher was trained for other classes"):
         train(store, data__source="folder", data__root=str(tmp_path / "in"), limit="off", data__store=str(tmp_path / "data"),
               loss__teacher=f"runs:/{trained.run_id}")  # fmt: skip

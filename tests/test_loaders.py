@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import resource
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from learning_data import digits, make_feed, make_prepared, noise
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tracked_cls.data.loaders import ImageDataset, num_batches, open_split, preview, some
 from tracked_cls.errors import UserError
@@ -241,10 +247,10 @@ def test_workers_change_nothing(transforms):
 def test_workers_live_on_from_epoch_to_epoch_and_end_when_told():
     split = train_split(digits(), BY_SAMPLE, workers=1)
     epoch(split)
-    (worker,) = split.feed._pool[1]._iterator._workers
+    (worker,) = split.feed._pool.processes
     epoch(split, epoch=1)
     list(split.eval_batches(8))
-    assert split.feed._pool[1]._iterator._workers == [worker]
+    assert split.feed._pool.processes == [worker]
     split.feed.close()
     worker.join(timeout=20)
     assert not worker.is_alive()
@@ -256,6 +262,80 @@ def test_an_epoch_left_in_the_middle_does_not_spoil_the_next():
     next(abandoned)
     again, expected = epoch(split, epoch=1), epoch(train_split(digits(), BY_SAMPLE), epoch=1)
     assert all(torch.equal(one.images, other.images) for one, other in zip(again, expected, strict=True))
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    """Let PyTorch look after a silent worker at once, not after five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+def kill_a_worker(split, number=0):
+    worker = split.feed._pool.processes[number]
+    os.kill(worker.pid, signal.SIGKILL)
+    return worker
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_an_epoch_goes_on_with_new_workers_and_the_same_images_when_one_was_killed(capsys):
+    split = train_split(digits(), BY_SAMPLE, workers=2)
+    batches = split.train_batches(batch_size=8, seed=0, epoch=0, start=0)
+    found = [next(batches)]
+    worker = kill_a_worker(split, 1)
+    found += batches
+    expected = epoch(train_split(digits(), BY_SAMPLE))
+    assert [batch.targets.tolist() for batch in found] == [batch.targets.tolist() for batch in expected]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(found, expected, strict=True))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(
+        rf"warning: a loading process was killed by SIGKILL \(pid {worker.pid}\), at the samples \w+, .* and 3 more", line
+    )
+    assert worker not in split.feed._pool.processes
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_workers_that_are_lost_again_and_again_are_the_users_to_help(monkeypatch, capsys):
+    monkeypatch.setattr(ImageDataset, "batch", lambda self, request: os.kill(os.getpid(), signal.SIGKILL))  # as a decoder may
+    split = train_split(digits(), BY_SAMPLE, workers=1)
+    ids = [split.prepared.manifest.ids[index] for index in split.chosen(batch_size=64, seed=0, epoch=0)[0][:5]]
+    with pytest.raises(UserError, match=f"SIGKILL .* at the samples {', '.join(ids)} and 30 more or later, as 3 before it"):
+        epoch(split, batch_size=64)
+    assert capsys.readouterr().out.count("new ones take over") == 3
+
+
+def test_an_error_of_a_transform_is_no_loss_of_a_worker(monkeypatch, capsys):
+    monkeypatch.setattr(ImageDataset, "batch", broken)
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        epoch(train_split(digits(), BY_SAMPLE, workers=1))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_low_limit_of_open_files_is_raised_as_far_as_it_may_be():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = os.open("/", os.O_RDONLY)
+    os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number + 8, before[1]))
+    try:
+        found = epoch(train_split(digits(), BY_SAMPLE, workers=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert sorted(order(found)) == sorted(order(epoch(train_split(digits(), BY_SAMPLE))))
+
+
+def broken(dataset, request):
+    raise RuntimeError("of the user's own")
+
+
+def test_the_death_of_a_worker_does_not_cut_a_step_in_two():
+    """PyTorch would raise it from a signal handler, wherever the main thread stands."""
+    split = train_split(digits(), BY_SAMPLE, workers=1)
+    batches = split.train_batches(batch_size=8, seed=0, epoch=0, start=0)
+    next(batches)
+    worker = kill_a_worker(split)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # it ended, and nobody has looked
+    for _ in range(10):
+        time.sleep(0.001)  # signals are handled between such lines
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_both_speeds_leave_evaluation_alone():

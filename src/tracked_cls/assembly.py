@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from tracked_cls import inspection
+from tracked_cls import failpoints, inspection
 from tracked_cls.config import DataConfig, TransformsConfig
-from tracked_cls.data import cache, intake, reuse
+from tracked_cls.console import say
+from tracked_cls.data import cache, copies, intake, reuse
 from tracked_cls.data.cache import Prepared
+from tracked_cls.data.decoders import Limits
 from tracked_cls.data.ingest import Plan, Sums
 from tracked_cls.data.intake import Intake
+from tracked_cls.data.likeness import Likeness, near_copies
 from tracked_cls.data.manifest import Labels, Manifest, Splits, make_manifest, save_manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import Source
@@ -27,7 +30,9 @@ from tracked_cls.errors import UserError
 from tracked_cls.provenance import num_cores
 from tracked_cls.report import DataFacts, data_report, render_data_report
 
-REJECTED = "rejected.csv"
+REJECTED, CHANGED = "rejected.csv", "changed.csv"
+_MANY_FILES = 10_000  # decoding so many once more takes a minute
+_TOO_SMALL = 16  # pixels: below, images of different things are as alike as copies
 
 
 def build(data: DataConfig, store: Path, source: Source, transforms: TransformsConfig | None = None) -> Prepared:
@@ -51,19 +56,25 @@ def _write(
     plan = _plan(cfg, source)
     known = reuse.known_outcomes(earlier, source, plan)
     store = open_store(folder, plan)
-    taken = intake.take_in(source, plan, workers=cfg.workers or num_cores(), keep=store.add, known=known)
+    workers = cfg.workers or num_cores()
+    taken = intake.take_in(source, plan, workers=workers, keep=store.add, known=known, limits=limits(cfg))
     intake.check_classes_left(taken, source)
-    listing = _listing(taken, source)
-    splits = assign_splits(listing, cfg)
+    left_out = copies.settle(_listing(taken, source, cfg), cfg.duplicates)
     channels = plan.channels or max(shape[2] for shape in taken.shapes)
     store.finish(taken.shapes, channels)
+    taken = copies.withdraw(taken, left_out, folder)
+    intake.check_classes_left(taken, source)
+    listing = _listing(taken, source, cfg)
+    splits = assign_splits(listing, cfg)
     mean, std = _mean_and_std([taken.sums[index] for index in np.flatnonzero(splits == 0)], plan, channels)
     preprocess = Preprocess(plan.geometry(channels), mean, std, frames=plan.frames)
     manifest = _manifest(source, taken, listing, splits, preprocess)
+    failpoints.reach("prepare.before_manifest")
     save_manifest(manifest, folder)
-    reuse.write_ledger(folder, source, taken.outcomes)
+    reuse.write_ledger(folder, source, copies.lasting(taken.outcomes))
     _write_meta(folder, source, cfg, manifest, preprocess, plan)
-    _write_rejected(folder / REJECTED, taken.rejected)
+    _write_table(folder / REJECTED, ["path", "code", "reason", "action"], [(*entry, "left out") for entry in taken.rejected])
+    _write_table(folder / CHANGED, ["path", "change"], taken.changes)
     report, facts = _report(folder, source, cfg, taken, num_reused=len(known), started=started)
     _write_json(folder / "report.json", report)
     shown = inspection.augmented(cache.open_partial(folder), transforms) if transforms and transforms.train else None
@@ -72,10 +83,16 @@ def _write(
 
 def _plan(cfg: DataConfig, source: Source) -> Plan:
     """Return what is done to every image; what is left to us is decided by some images' headers."""
-    look = intake.first_look(source)
+    look = intake.first_look(source, limits(cfg))
     side = cfg.image_size or look.side
     size_bytes = len(source.samples) * side**2 * (cfg.channels or look.channels) * (cfg.frames or 1)
-    return Plan(side, cfg.channels, cfg.fit, cfg.interpolation, cfg.max_pixels, cfg.frames, _form(cfg, size_bytes))
+    form = _form(cfg, size_bytes)
+    return Plan(side, cfg.channels, cfg.fit, cfg.interpolation, cfg.max_pixels, cfg.frames, form, cfg.min_side)
+
+
+def limits(cfg: DataConfig) -> Limits:
+    """Return what opening a file may cost."""
+    return Limits(cfg.decode_seconds, cfg.decode_memory_bytes)
 
 
 def _form(cfg: DataConfig, size_bytes: int) -> Literal["pixels", "files"]:
@@ -93,7 +110,7 @@ def _form(cfg: DataConfig, size_bytes: int) -> Literal["pixels", "files"]:
     return "files" if is_large else "pixels"
 
 
-def _listing(taken: Intake, source: Source) -> Listing:
+def _listing(taken: Intake, source: Source, cfg: DataConfig) -> Listing:
     return Listing(
         labels=_labels(taken, source),
         given=[sample.split for sample in taken.samples],
@@ -101,6 +118,7 @@ def _listing(taken: Intake, source: Source) -> Listing:
         paths=[sample.path for sample in taken.samples],
         contents=taken.pixel_digests,
         groups=[sample.group or "" for sample in taken.samples],
+        copies_apart=cfg.duplicates == "allow",
     )
 
 
@@ -174,19 +192,42 @@ def _report(
         num_ignored=source.num_ignored,
         notes=source.notes,
         changed=taken.changed(),
+        likeness=_likeness(prepared, cfg, taken.shapes),
         seconds=time.perf_counter() - started,
     )
-    return data_report(facts) | {"decoded": len(source.samples) - num_reused, "reused": num_reused}, facts
+    report = data_report(facts) | {"decoded": len(source.samples) - num_reused, "reused": num_reused}
+    _warn(report["near_duplicates"])
+    return report, facts
 
 
-def _write_rejected(path: Path, rejected: Sequence[tuple[str, str, str]]) -> None:
-    """Write a table of the files left out, if there are any."""
-    if not rejected:
+def _likeness(prepared: Prepared, cfg: DataConfig, shapes: Sequence[tuple[int, int, int]]) -> Likeness | str:
+    """Return which held-out images are near copies of others, or why nothing was looked for."""
+    if cfg.near_duplicates == "off":
+        return "data.near_duplicates=off"
+    if np.median([min(height, width) for height, width, _ in shapes]) < _TOO_SMALL:
+        return f"images below {_TOO_SMALL} pixels hold too little to tell copies from look-alikes"
+    if cfg.near_duplicates == "auto" and prepared.files is not None and len(shapes) > _MANY_FILES:
+        return f"more than {_MANY_FILES:,} files would be decoded a second time; data.near_duplicates=report does so"
+    return near_copies(prepared.sized, np.asarray(prepared.manifest.splits))
+
+
+def _warn(near: Mapping[str, Any]) -> None:
+    if near["count"]:
+        first, second = near["pairs"][0]["paths"]
+        say(
+            f"  W_NEAR_LEAK: {near['count']:,} of {near['compared']:,} images of val and test look like copies of images in "
+            f"other splits, e.g. {first} and {second}; report.html shows them"
+        )
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    """Write a table of what happened to files, if something did."""
+    if not rows:
         return
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         table = csv.writer(stream)
-        table.writerow(["path", "code", "reason", "action"])
-        table.writerows([*entry, "left out"] for entry in rejected)
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def _write_json(path: Path, value: Any) -> None:

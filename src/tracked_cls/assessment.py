@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tracked_cls import evaluation, models, plots, preparation, registry, weights
+from tracked_cls import evaluation, failpoints, models, plots, preparation, registry, weights
 from tracked_cls.compute import make_compute
 from tracked_cls.config import EvaluateConfig, LoaderConfig, ModelConfig, workspace
 from tracked_cls.console import say
@@ -64,10 +64,12 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
         tracked.set_tags({"model": exact, "model.address": address, "weights.digest": meta["weights_digest"]})
         with closing(feed):
             report = score_split(compute.place(network), split, cfg.evaluate.batch_size)
+        failpoints.reach("evaluate.before_metrics")
         tracked.log_metrics(prefixed(report.metrics, cfg.evaluate.split))
         with TemporaryDirectory() as scratch:
             write_report(report, Path(scratch), cfg.evaluate.split)
             tracked.log_folder(Path(scratch))
+            failpoints.reach("evaluate.before_end")
     return Evaluation(tracked.run_id, tracked.url, exact, cfg.evaluate.split, report)
 
 

@@ -46,6 +46,8 @@ class Beginning:
 
 def open_beginning(cfg: TrainConfig, tracker: Tracker) -> Beginning:
     """Find what ``model.weights`` and ``loss.teacher`` name; raises `UserError` before any data are touched."""
+    if cfg.loss.teacher is not None:
+        tracker.store.require()
     teacher = None if cfg.loss.teacher is None else registry.resolve(tracker.client, cfg.loss.teacher)[0]
     taught = "" if teacher is None else weights.file_digest(teacher.weights)
     if cfg.model.weights is None:
@@ -57,4 +59,7 @@ def open_beginning(cfg: TrainConfig, tracker: Tracker) -> Beginning:
 
 def _local(name: str, tracker: Tracker) -> Path | None:
     """Return the file of weights behind the address of a run or a registered model; None for other names."""
-    return registry.resolve(tracker.client, name)[0].weights if pretrained.is_address(name) else None
+    if not pretrained.is_address(name):
+        return None
+    tracker.store.require()
+    return registry.resolve(tracker.client, name)[0].weights

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,13 +19,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from tracked_cls import failpoints
 from tracked_cls.config import CheckpointConfig
 from tracked_cls.console import say
 from tracked_cls.errors import UserError
+from tracked_cls.host import refusal
 from tracked_cls.state import TrainState
 
 _RUN, _ENDED = "run.json", "ENDED"
 _CHECKPOINTS = "[0-9]*-[0-9]*.pt"
+_ANEW = "train again with resume=never, which comes to the same weights"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Attempt:
     def run_id(self) -> str | None:
         """The MLflow run that this attempt writes to, once it is known."""
         path = self.folder / _RUN
-        return str(json.loads(path.read_text())["run_id"]) if path.exists() else None
+        try:
+            return str(json.loads(path.read_bytes())["run_id"]) if path.exists() else None
+        except (ValueError, KeyError, TypeError):
+            say(f"warning: {path} is damaged: the training goes on in another run")
+            return None
 
     def adopt(self, run_id: str) -> None:
         """Remember the MLflow run of this attempt."""
@@ -65,7 +72,7 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / "lock").open("w")
     except OSError as error:
-        raise UserError(f"checkpoint.store: {folder} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"checkpoint.store: {refusal(error, folder) or f'{folder} cannot be written: {error}'}") from error
     with lock_file as lock:
         _lock(lock, folder)
         numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -75,8 +82,7 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
         if last is None or last.has_ended:
             last = Attempt(folder / f"{(numbers[-1] if numbers else 0) + 1:03d}")
             last.folder.mkdir()
-        for orphan in last.folder.glob(".tmp-*"):
-            orphan.unlink()
+        _sweep_orphans(last.folder)
         try:
             yield last
         finally:
@@ -84,24 +90,100 @@ def open_attempt(store: Path, key: str, *, resume: bool) -> Iterator[Attempt]:
 
 
 def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = None) -> None:
-    """Write a checkpoint; the newest, the best epochs' and every so-many-th stay, as the policy says."""
+    """Write a checkpoint; the newest, the best epochs' and every so-many-th stay, as the policy says.
+
+    Raises `UserError` where it cannot be written: those before it stay.
+    """
     path = attempt.folder / _name(state.epoch, state.batch)
     temporary = path.with_name(f".tmp-{path.name}")
-    torch.save(state.state_dict(), temporary)
-    digest = _sha256(temporary)
-    write(path.with_suffix(".sha256"), digest.encode())
-    _publish(temporary, path)
+    failpoints.reach("checkpoint.before_write")
+    stream = _Stream(temporary)
+    try:
+        with stream:
+            torch.save(state.state_dict(), stream)  # type: ignore[arg-type]
+        failpoints.reach("checkpoint.before_sidecar")
+        write(path.with_suffix(".sha256"), stream.digest.encode())
+        failpoints.reach("checkpoint.before_rename")
+        _publish(temporary, path)
+    except OSError as error:
+        _discard(temporary)
+        raise UserError(
+            f"checkpoint.store: {refusal(error, path, stream.size_bytes) or f'{path}: {error}'}; "
+            "what was saved before is whole, and the same command continues from there"
+        ) from error
+    failpoints.reach("checkpoint.before_sweep")
     _sweep(state, attempt, policy or CheckpointConfig())
 
 
+class _Stream:
+    """A new file that knows the digest of what was to be written, whatever the disk makes of it.
+
+    Its first error is raised as it is closed: on its way through torch's writer it would become another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size_bytes = 0
+        self._path = path
+        self._sha256 = hashlib.sha256()
+        self._error: OSError | None = None
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("wb", buffering=0)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
+
+    def write(self, data: memoryview) -> int:
+        self.size_bytes += len(data)
+        self._sha256.update(data)
+        left = memoryview(data)
+        try:
+            while left and self._error is None:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+
 def restore(state: TrainState, attempt: Attempt) -> bool:
-    """Load the newest sound checkpoint of an attempt into `state`; return whether there was one."""
+    """Load the newest sound checkpoint of an attempt into `state`; return whether there was one.
+
+    Where its best epoch's is damaged, training would end with nothing to keep: then one from before that epoch is loaded,
+    and makes it again. Raises `UserError` where none is left.
+    """
+    spoilt: Path | None = None
     for path in reversed(_checkpoints(attempt)):
-        if _is_sound(path):
-            state.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if not _is_sound(path):
+            say(f"warning: checkpoint {path} is damaged (its SHA-256 differs) and is not used")
+            continue
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        spoilt = _spoilt_best(content, attempt)
+        if spoilt is None:
+            state.load_state_dict(content)
             return True
-        say(f"warning: checkpoint {path} is damaged (its SHA-256 differs) and is not used")
+        say(f"warning: checkpoint {path} is not used: that of its best epoch, {spoilt.name}, is damaged")
+    if spoilt is not None:
+        raise UserError(f"checkpoint {spoilt} of the best epoch is damaged, and none from before it is left; {_ANEW}")
     return False
+
+
+def _spoilt_best(content: dict[str, Any], attempt: Attempt) -> Path | None:
+    """Return the checkpoint of the best epoch that a state knows, where it is damaged.
+
+    One that is missing was swept when a later epoch was better, which comes again.
+    """
+    ranking = content["position"]["ranking"]
+    best = attempt.folder / _name(ranking[0][2], 0) if ranking else None
+    return best if best is not None and best.exists() and not _is_sound(best) else None
 
 
 def roll_back(state: TrainState, attempt: Attempt) -> bool:
@@ -148,8 +230,10 @@ def has_checkpoints(store: Path) -> bool:
 
 def _read(attempt: Attempt, epoch: int) -> dict[str, Any]:
     path = attempt.folder / _name(epoch, 0)
-    if not path.exists() or not _is_sound(path):
-        raise UserError(f"checkpoint {path} of the best epoch is missing or damaged; train again with resume=never")
+    if not path.exists():
+        raise UserError(f"checkpoint {path} of the best epoch is missing; {_ANEW}")
+    if not _is_sound(path):
+        raise UserError(f"checkpoint {path} of the best epoch is damaged; the same command continues from before it")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
@@ -171,6 +255,13 @@ def _sweep(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> Non
     _delete(path for path in _checkpoints(attempt) if path not in kept)
 
 
+def _sweep_orphans(folder: Path) -> None:
+    """Delete what a killed save or sweep left: half-written files, and digests of checkpoints that are not there."""
+    alone = (path for path in folder.glob("*.sha256") if not path.with_suffix(".pt").exists())
+    for orphan in [*folder.glob(".tmp-*"), *alone]:
+        orphan.unlink()
+
+
 def _best(state: TrainState, attempt: Attempt, policy: CheckpointConfig) -> set[Path]:
     return {attempt.folder / _name(epoch, 0) for _, _, epoch in state.ranking[: policy.keep_best]}
 
@@ -189,12 +280,13 @@ def _is_of_epoch(path: Path) -> bool:
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink()
+        failpoints.reach("checkpoint.mid_delete")
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def _is_sound(path: Path) -> bool:
     sidecar = path.with_suffix(".sha256")
-    return sidecar.exists() and sidecar.read_text() == _sha256(path)
+    return sidecar.exists() and sidecar.read_bytes() == _sha256(path).encode()
 
 
 def _sha256(path: Path) -> str:
@@ -205,8 +297,12 @@ def _sha256(path: Path) -> str:
 def write(path: Path, content: bytes) -> None:
     """Replace a small file so that it is never seen half-written."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content)
-    _publish(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        _publish(temporary, path)
+    except OSError:
+        _discard(temporary)
+        raise
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -219,6 +315,11 @@ def _publish(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):  # a folder that cannot be written any more
+        temporary.unlink(missing_ok=True)
 
 
 def _lock(file: IO[str], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,13 +18,14 @@ def draw_no_bars() -> None:
 
 
 def say(line: str = "") -> None:
-    """Print one line at once, also where stdout is a pipe."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # prints above a bar that is on the screen
+    """Print one line at once, also where stdout is a pipe; where nobody reads any more, work goes on unheard."""
+    with suppress(OSError):
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # prints above a bar that is on the screen
 
-        tqdm.write(line)
-    else:
-        print(line, flush=True)
+            tqdm.write(line)
+        else:
+            print(f"{line}\n", end="", flush=True)  # in one piece: threads speak too
 
 
 def progress(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, exhibits, plots, release, signals, training
+from tracked_cls import assessment, checkpoint, evaluation, exhibits, failpoints, plots, release, signals, training
 from tracked_cls.averaging import mean_of
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
@@ -61,12 +61,13 @@ class Kept:
 class Trained:
     """What a fold or a trial reached: `val` are the scores of the kept weights on the samples at `indices` [N].
 
-    `upper_accuracy` is the mean val_accuracy of the better half of the `epochs`.
+    `upper_accuracy` is the mean val_accuracy of the better half of the `epochs`, `curves` are val_loss and val_accuracy of all.
     """
 
     run_id: str
     epochs: int
     upper_accuracy: float
+    curves: dict[str, list[float]]
     best_epoch: int
     weights_digest: str
     val: Scores
@@ -96,22 +97,41 @@ def run(cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: st
     return outcome
 
 
+def _forget(trained: Trained) -> None:
+    """Keep nothing."""
+
+
 def learn(
-    cfg: TrainConfig, tracker: Tracker, *, kind: str, name: str, given: Given | None = None, on_epoch: OnEpoch = _go_on
+    cfg: TrainConfig,
+    tracker: Tracker,
+    *,
+    kind: str,
+    name: str,
+    given: Given | None = None,
+    on_epoch: OnEpoch = _go_on,
+    keep: Callable[[Trained], None] = _forget,
 ) -> Trained:
     """Train and validate in a run of its own; the test split is not looked at, and no model is logged.
 
-    `on_epoch` is called after every epoch; it ends the run by raising `StopRun`.
+    `on_epoch` is called after every epoch; it ends the run by raising `StopRun`. `keep` is called before the run ends: killed
+    at any moment, what was reached is either kept, or reached again in the same run.
     """
     with begun(cfg, tracker, kind, name, given) as job:
         state, _ = _learn(job, on_epoch)
         scores = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
+        trained = _trained(job, state, scores)
+        keep(trained)
     if given is None:
         checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)
+    return replace(trained, run_id=job.tracked.run_id)  # begun while MLflow was away, it had none
+
+
+def _trained(job: Job, state: TrainState, scores: Scores) -> Trained:
     return Trained(
         run_id=job.tracked.run_id,
         epochs=len(state.ranking),
         upper_accuracy=state.upper_score,
+        curves=state.curves,
         best_epoch=state.best_epoch,
         weights_digest=digest(state.network),
         val=scores,
@@ -140,6 +160,7 @@ def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
             attempt.end(stop.status)
             _log_reached(job, Kept(f"epoch {state.best_epoch}", state.best_score), state)
             raise
+    failpoints.reach("train.after_loop")
     kept = _choose_weights(job, state)
     _log_reached(job, kept, state)
     tracked.set_tags({"weights": kept.weights, "weights.digest": digest(state.network)})
@@ -182,11 +203,14 @@ def _loop_until_stopped(
             if ended := isinstance(step, EpochResult):
                 improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
+                failpoints.reach("train.after_metrics")
                 job.say(exhibits.epoch_line(plan.num_epochs, step, improved))
                 on_epoch(state)  # before it is saved: killed in between, the epoch is repeated and reported alike
             else:
                 profiled.after_step()
             if ended or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
+                failpoints.reach("train.before_save")
+                job.tracked.sync()  # a checkpoint never knows of an epoch that the journal has lost
                 checkpoint.save(state, attempt, job.policy)
                 saved = time.monotonic()
             if interrupted():
@@ -254,6 +278,7 @@ def _choose_weights(job: Job, state: TrainState) -> Kept:
 def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outcome:
     """Test the weights that are kept, and log and register the model."""
     cfg, tracked = job.cfg, job.tracked
+    failpoints.reach("train.before_test")
     test = open_split(job.feed, "test", limit=cfg.limit)
     tracked.log_dataset(job.feed.prepared, ("test",))
     say(f"testing the weights of {kept.weights}, exporting and logging the model")
@@ -277,6 +302,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
         prepared=job.feed.prepared,
     )
     tracked.describe(_description(cfg, outcome))
+    failpoints.reach("release.before_end")
     return outcome
 
 

@@ -10,20 +10,19 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, experiment, gallery, job, preparation
+from tracked_cls import assessment, checkpoint, evaluation, experiment, failpoints, gallery, job, preparation
 from tracked_cls.beginning import open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import make_compute
 from tracked_cls.config import TrainConfig, to_yaml, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.splits import k_folds
 from tracked_cls.errors import UserError
 from tracked_cls.evaluation import EvalReport, MultiLabelScores, Scores
 from tracked_cls.experiment import Trained
@@ -34,16 +33,19 @@ from tracked_cls.tracking import Run, Tracker
 Indices = npt.NDArray[np.int64]
 
 _SPLIT = "out_of_fold"
-_CURVES = ("val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True, eq=False)
 class FoldResult:
-    """What one fold reached: `scores` are those of its best weights on the samples at `indices` [N], which it never saw."""
+    """What one fold reached: `scores` are those of its best weights on the samples at `indices` [N], which it never saw.
+
+    `curves`: val_loss and val_accuracy, epoch by epoch.
+    """
 
     fold: int
     run_id: str
     best_epoch: int
+    curves: dict[str, list[float]]
     indices: Indices
     scores: Scores
 
@@ -75,7 +77,7 @@ def run(cfg: TrainConfig, tracker: Tracker) -> FoldsOutcome:
     cfg = cfg.model_copy(update={"threads": make_compute(cfg.device, cfg.threads, cfg.performance).threads})
     beginning = open_beginning(cfg, tracker)
     prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
-    first = replace(prepared, manifest=k_folds(prepared.manifest, num_folds, 0, cfg.data.split_seed))
+    first = preparation.folded(prepared, cfg.data.model_copy(update={"folds": num_folds}))
     store = workspace(cfg.tracking) / cfg.checkpoint.store
     key = job.key(cfg, "folds", first, beginning)  # the first fold stands for all: its digest knows number and seed
     with checkpoint.open_attempt(store, key, resume=cfg.resume == "auto") as attempt:
@@ -87,6 +89,7 @@ def run(cfg: TrainConfig, tracker: Tracker) -> FoldsOutcome:
             tracked.set_tags({"folds": num_folds})
             nested = tracker.within(tracked)
             results = [_fold(_of_fold(cfg, num_folds, fold), prepared, nested, attempt) for fold in range(num_folds)]
+            failpoints.reach("folds.before_conclude")
             outcome = _conclude(cfg, prepared, results, tracked, attempt)
         attempt.end("FINISHED")
     return outcome
@@ -113,13 +116,21 @@ def _fold(cfg: TrainConfig, prepared: Prepared, tracker: Tracker, attempt: Attem
     found = _read(path, fold, prepared)
     if found is not None:
         say(f"fold {fold} of {cfg.data.folds}, counted from 0: done before, val_accuracy {found.scores.accuracy:.4f}")
+        if tracker.status(found.run_id) in ("RUNNING", "KILLED"):  # killed between what it kept and its end
+            with tracker.opened(found.run_id) as run:
+                run.end("FINISHED")
         return found
     say(f"fold {fold} of {cfg.data.folds}, counted from 0")
-    trained = experiment.learn(cfg, tracker, kind="fold", name=f"fold {fold}")
-    if trained.prepared.folder != prepared.folder:
-        raise UserError(f"the data {cfg.data.label!r} changed while the folds were trained; start again to train all anew")
-    _write(path, trained)
-    return FoldResult(fold, trained.run_id, trained.best_epoch, trained.indices, trained.val)
+
+    def keep(trained: Trained) -> None:
+        if trained.prepared.folder != prepared.folder:
+            raise UserError(f"the data {cfg.data.label!r} changed while the folds were trained; start again to train all anew")
+        failpoints.reach("folds.before_keep")
+        _write(path, trained)
+
+    trained = experiment.learn(cfg, tracker, kind="fold", name=f"fold {fold}", keep=keep)
+    failpoints.reach("folds.between")
+    return FoldResult(fold, trained.run_id, trained.best_epoch, trained.curves, trained.indices, trained.val)
 
 
 # ---- what is kept of a finished fold ---------------------------------------------------------------------------------
@@ -127,7 +138,7 @@ def _fold(cfg: TrainConfig, prepared: Prepared, tracker: Tracker, attempt: Attem
 
 def _write(path: Path, trained: Trained) -> None:
     """Keep a finished fold in one file, which is there whole or not at all."""
-    facts = json.dumps({"run_id": trained.run_id, "best_epoch": trained.best_epoch})
+    facts = json.dumps({"run_id": trained.run_id, "best_epoch": trained.best_epoch, "curves": trained.curves})
     stream = io.BytesIO()
     np.savez(stream, indices=trained.indices, logits=trained.val.logits, labels=trained.val.labels, facts=np.array(facts))
     checkpoint.write(path, stream.getvalue())
@@ -142,7 +153,8 @@ def _read(path: Path, fold: int, prepared: Prepared) -> FoldResult | None:
             facts = json.loads(str(kept["facts"]))
             kind = MultiLabelScores if prepared.manifest.multi_label else Scores
             scores = kind(kept["logits"], kept["labels"])
-            return FoldResult(fold, str(facts["run_id"]), int(facts["best_epoch"]), kept["indices"], scores)
+            best, curves = int(facts["best_epoch"]), dict(facts["curves"])
+            return FoldResult(fold, str(facts["run_id"]), best, curves, kept["indices"], scores)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         say(f"warning: {path} is damaged; the fold is trained again")
         return None
@@ -160,7 +172,8 @@ def _conclude(
     report = evaluation.report(judged.scores, prepared.manifest.classes)
     assessment.write_report(report, folder, _SPLIT)
     gallery.write_predictions(judged, prepared.manifest, cfg.data.label_separator, folder / "tables" / f"{_SPLIT}.csv")
-    fold_curves(_histories(results, tracked), [result.best_epoch for result in results], folder / "plots" / "folds.png")
+    best_epochs = [result.best_epoch for result in results]
+    fold_curves([result.curves for result in results], best_epochs, folder / "plots" / "folds.png")
     num_suspects = None if prepared.manifest.multi_label else gallery.write_suspects(judged, prepared, folder)
     (folder / "train.yaml").write_text(to_yaml(cfg.model_copy(update={"folds": None})), encoding="utf-8")
     outcome = FoldsOutcome(
@@ -201,10 +214,6 @@ def _together(results: Sequence[FoldResult]) -> OutOfFold:
     logits = np.concatenate([result.scores.logits for result in results])[order]
     labels = np.concatenate([result.scores.labels for result in results])[order]
     return OutOfFold(indices[order], fold_of[order], type(results[0].scores)(logits, labels))
-
-
-def _histories(results: Sequence[FoldResult], tracked: Run) -> list[dict[str, list[float]]]:
-    return [replace(tracked, run_id=result.run_id).history(_CURVES) for result in results]
 
 
 def lines(outcome: FoldsOutcome) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tracked_cls import checkpoint, models, optim, preparation, transforms
+from tracked_cls import checkpoint, models, optim, preparation, signals, transforms
 from tracked_cls.beginning import Beginning, open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import Compute, fitting_batch_size, is_precise, make_compute
@@ -87,6 +87,7 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given
     cfg = _resolved(cfg, prepared, compute)
     store = given.store if given else workspace(cfg.tracking) / cfg.checkpoint.store
     with (
+        ExitStack() as ending,
         closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
         checkpoint.open_attempt(store, key(cfg, kind, prepared, beginning), resume=cfg.resume == "auto") as attempt,
     ):
@@ -96,6 +97,7 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given
         with opened as tracked:
             attempt.adopt(tracked.run_id)
             yield Job(cfg, feed, beginning, shape_of(prepared), train, val, tracked, attempt, kind, given is not None)
+            ending.enter_context(signals.deferred())  # the run and its local state end together
         if given is None:
             attempt.end("FINISHED")
 

@@ -18,7 +18,7 @@ from tracked_cls.data.sources import SPLITS
 from tracked_cls.errors import UserError
 from tracked_cls.experiment import Outcome
 from tracked_cls.prediction import Predictions
-from tracked_cls.tracking import Tracker
+from tracked_cls.tracking import StoreError, Tracker
 from tracked_cls.transforms.inference import lasting
 
 EXAMPLES = 50
@@ -49,6 +49,8 @@ def train(cfg: TrainConfig, tracker: Tracker) -> Training:
         return Training(folds.lines(across), folds.next_command(across))
     outcome = experiment.run(cfg, tracker)
     command = f"mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}"
+    if outcome.promotion.verdict == "waiting":
+        command = "mlflow run . -e sync --env-manager local"
     return Training([*experiment.lines(outcome), *_compared(cfg, outcome, tracker)], command)
 
 
@@ -56,7 +58,10 @@ def _compared(cfg: TrainConfig, outcome: Outcome, tracker: Tracker) -> list[str]
     """Say whether a replay came to the same weights."""
     if cfg.from_run is None:
         return []
-    tags = tracker.client.get_run(cfg.from_run).data.tags
+    try:
+        tags = tracker.client.get_run(cfg.from_run).data.tags
+    except StoreError:
+        return [f"  replay: run {cfg.from_run} cannot be read now; compare the tags weights.digest"]
     if "weights.digest" not in tags:
         return [f"  replay: run {cfg.from_run} did not end with weights to compare with"]
     if tags["weights.digest"] == outcome.weights_digest:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import registry
+from tracked_cls import failpoints, registry
 from tracked_cls.config import PredictConfig, find_input, workspace
 from tracked_cls.console import progress
-from tracked_cls.data.decode import Pixels, RejectedImage, decode, frames_of, read_file
+from tracked_cls.data.decode import Pixels, RejectedImage
+from tracked_cls.data.decoders import Decoders, Limits
+from tracked_cls.data.ingest import Rejection, read_images
 from tracked_cls.data.preprocess import Geometry
 from tracked_cls.data.sources import list_clips, list_images
 from tracked_cls.errors import UserError
+from tracked_cls.processes import Process
 from tracked_cls.provenance import num_cores
 from tracked_cls.serving.classifier import Classifier
 from tracked_cls.tracking import Tracker
 from tracked_cls.transforms.views import resolution, views
 
 COLUMNS = ("image_id", "label", "probability")
+REJECTED_COLUMNS = ("image_id", "code", "reason")
 _SHOWN = 10  # unreadable files named on the terminal
+_PART = 32  # files that a decoding process is given at a time
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,13 @@ def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
         tracked.log_config(cfg)
         tracked.set_tags({"model": exact, "model.address": address, "weights.digest": classifier.meta["weights_digest"]})
         labels, rejected = _write(files, classifier, output, cfg)
+        failpoints.reach("predict.after_rename")
         tracked.log_metrics({"num_images": sum(labels.values()), "num_rejected": len(rejected)})
         tracked.log_file(output, "tables")
         if rejected:
             tracked.log_file(_beside(output), "tables")
+    for path in (output, _beside(output)):
+        _note(path).unlink(missing_ok=True)
     return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
 
 
@@ -92,7 +104,7 @@ def _output(cfg: PredictConfig, source: Path, run_id: str) -> Path:
     if output.is_dir():
         raise UserError(f"predict.output: {str(output)!r} is a folder; name a CSV file")
     for path in (output, _beside(output)):
-        if path.exists() and not cfg.predict.overwrite:
+        if path.exists() and not cfg.predict.overwrite and not _is_left_over(path, output):
             raise UserError(f"predict.output: {str(path)!r} exists; set predict.overwrite=true to replace it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -105,20 +117,41 @@ def _output(cfg: PredictConfig, source: Path, run_id: str) -> Path:
 def _write(
     files: Sequence[tuple[str, Path]], classifier: Classifier, output: Path, cfg: PredictConfig
 ) -> tuple[Counter[str], list[Rejected]]:
-    """Write the CSV under a temporary name first, so that a half-written one is never taken for whole."""
+    """Write the labels, and what could not be read beside them: last comes the name that says that all is there."""
     labels: Counter[str] = Counter()
     rejected: list[Rejected] = []
-    temporary = output.with_name(f".tmp-{os.getpid()}-{output.name}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            _write_rows(file, files, classifier, cfg, labels, rejected)
+    with _whole(output) as file:
+        _write_rows(file, files, classifier, cfg, labels, rejected)
         if not labels:
             raise UserError(f"none of the {len(files)} files below {cfg.predict.input!r} can be read: {rejected[0].reason}")
         _write_rejected(_beside(output), rejected)
-        temporary.replace(output)
+        failpoints.reach("predict.before_rename")
+    return labels, rejected
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    """Yield a text file that is there under its name, and on the disk, once the block has ended well."""
+    me = Process.me()
+    temporary = path.with_name(f".tmp-{me.pid}-{me.started}@{me.host}-{path.name}")
+    _sweep(path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _note(path).write_text(_sha256(temporary))
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return labels, rejected
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that were killed left of a file."""
+    for left in path.parent.glob(".tmp-*"):
+        found = re.fullmatch(r"\.tmp-(\d+)-(\d+)@(.+)", left.name.removesuffix(f"-{path.name}"))
+        if found and left.name.endswith(f"-{path.name}") and Process(found[3], int(found[1]), int(found[2])).is_gone():
+            left.unlink(missing_ok=True)
 
 
 def _write_rows(
@@ -131,15 +164,26 @@ def _write_rows(
 ) -> None:
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
-    reader = _Reader(classifier, cfg)
-    for batch in _decoded(files, reader, cfg):
+    with _reading(classifier, cfg) as reader:
+        _write_batches(writer, _decoded(files, reader, cfg), reader, labels, rejected)
+
+
+def _write_batches(
+    writer: Any,
+    batches: Iterable[list[tuple[str, Pixels | Rejected]]],
+    reader: _Reader,
+    labels: Counter[str],
+    rejected: list[Rejected],
+) -> None:
+    for batch in batches:
         good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, Rejected)]
         rejected.extend(pixels for _, pixels in batch if isinstance(pixels, Rejected))
         if not good:
             continue
+        failpoints.reach("predict.mid_rows")
         table = reader.probabilities([pixels for _, pixels in good])
         for (name, _), row in zip(good, table, strict=True):
-            label = classifier.label(row)
+            label = reader.classifier.label(row)
             writer.writerow([name, label, f"{row.max():.6f}"])
             labels[label] += 1
 
@@ -150,53 +194,82 @@ def _decoded(
     """Yield batches of (image_id, pixels or why there are none); the next batch is decoded while one is scored."""
     size = cfg.predict.batch_size
     batches = [files[start : start + size] for start in range(0, len(files), size)]
-    with ThreadPoolExecutor(cfg.predict.workers or num_cores()) as pool:
-        ahead = [pool.map(reader.read, batch) for batch in batches[:1]]
-        for index, batch in enumerate(progress(batches, len(batches), "predicting", unit="batch")):
-            ahead += [pool.map(reader.read, following) for following in batches[index + 1 : index + 2]]
-            yield list(zip([name for name, _ in batch], ahead.pop(0), strict=True))
+    ahead = [reader.begin(batch) for batch in batches[:1]]
+    for index, batch in enumerate(progress(batches, len(batches), "predicting", unit="batch")):
+        ahead += [reader.begin(following) for following in batches[index + 1 : index + 2]]
+        yield list(zip([name for name, _ in batch], ahead.pop(0)(), strict=True))
 
 
 class _Reader:
     """Files to the pixels a classifier takes: the user's own transforms, the model's geometry, the views of it."""
 
-    def __init__(self, classifier: Classifier, cfg: PredictConfig) -> None:
-        geometry = classifier.preprocess.geometry
-        self._classifier = classifier
+    def __init__(
+        self, classifier: Classifier, cfg: PredictConfig, decoders: Decoders[Pixels | Rejection], threads: ThreadPoolExecutor
+    ) -> None:
+        self.classifier = classifier
         self._tta = cfg.predict.tta
-        self._size = geometry.image_size
-        self._geometry = replace(geometry, image_size=resolution(self._tta, geometry.image_size))
-        self._transform = _own_transforms(cfg, geometry)
+        self._size = classifier.preprocess.geometry.image_size
+        self._decoders = decoders
+        self._threads = threads
+        self._geometry = _geometry(classifier, cfg)
+        self._transform = _own_transforms(cfg, classifier.preprocess.geometry)
 
-    def read(self, file: tuple[str, Path]) -> Pixels | Rejected:
-        """Return uint8 [R,R,C] (clips [T,R,R,C]), R the side that the views are cut from, or why there is none."""
-        name, path = file
+    def begin(self, batch: Sequence[tuple[str, Path]]) -> Callable[[], list[Pixels | Rejected]]:
+        """Return a call that waits for uint8 [R,R,C] (clips [T,R,R,C]) of each file, or why there is none.
+
+        R is the side that the views are cut from.
+        """
+        if self._transform is not None:
+            return partial(list, self._threads.map(partial(self._transformed, self._transform), batch))
+        parts = [batch[start : start + _PART] for start in range(0, len(batch), _PART)]
+        waiting = [self._decoders.submit([str(path) for _, path in part]) for part in parts]
+        return lambda: [
+            _named(file, found) for file, found in zip(batch, (found for wait in waiting for found in wait()), strict=True)
+        ]
+
+    def _transformed(self, transform: Callable[[Pixels], Pixels], file: tuple[str, Path]) -> Pixels | Rejected:
+        """Whole photos come one by one: few of them are held at a time."""
+        [found] = self._decoders.submit([str(file[1])])()
         try:
-            pixels = self._clip(path) if path.is_dir() else self._classifier.read(read_file(path))
-            return self._geometry.apply(self._transform(pixels))
+            return _named(file, found) if isinstance(found, Rejection) else self._geometry.apply(transform(found))
         except RejectedImage as error:
-            return Rejected(name, error.code, error.reason)
-
-    def _clip(self, folder: Path) -> Pixels:
-        frames = self._classifier.preprocess.frames
-        if frames is None:
-            raise RejectedImage("E_NOT_FILE", "this is a folder, not a file")
-        return frames_of([decode(read_file(folder / name)) for name in list_images(folder)], frames)
+            return Rejected(file[0], error.code, error.reason)
 
     def probabilities(self, images: Sequence[Pixels]) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K]: of the mean of the logits over the views."""
         batch = np.stack(images)
         if self._tta == "none":
-            return self._classifier.probabilities_of(batch)
+            return self.classifier.probabilities_of(batch)
         seen = views(batch, self._size, self._tta)
-        logits = self._classifier.logits_of(seen.reshape(-1, *seen.shape[2:]))
-        return self._classifier.activate(logits.reshape(*seen.shape[:2], -1).mean(axis=1))
+        logits = self.classifier.logits_of(seen.reshape(-1, *seen.shape[2:]))
+        return self.classifier.activate(logits.reshape(*seen.shape[:2], -1).mean(axis=1))
 
 
-def _own_transforms(cfg: PredictConfig, geometry: Geometry) -> Callable[[Pixels], Pixels]:
-    """Return what ``transforms.predict`` does to a decoded image [H,W,C]."""
+@contextmanager
+def _reading(classifier: Classifier, cfg: PredictConfig) -> Iterator[_Reader]:
+    """Yield a reader whose files are opened in processes of their own, and sized there unless transforms come first."""
+    sized_to = None if cfg.transforms.predict else _geometry(classifier, cfg)
+    work = partial(read_images, frames=classifier.preprocess.frames, geometry=sized_to)
+    limits = Limits(cfg.predict.decode_seconds, cfg.predict.decode_memory_bytes, "predict")
+    workers = cfg.predict.workers or num_cores()
+    with ThreadPoolExecutor(workers) as threads, Decoders(work, workers, limits) as decoders:
+        yield _Reader(classifier, cfg, decoders, threads)
+
+
+def _named(file: tuple[str, Path], found: Pixels | Rejection) -> Pixels | Rejected:
+    return Rejected(file[0], found.code, found.reason) if isinstance(found, Rejection) else found
+
+
+def _geometry(classifier: Classifier, cfg: PredictConfig) -> Geometry:
+    """Return the model's geometry, at the size that the views are cut from."""
+    geometry = classifier.preprocess.geometry
+    return replace(geometry, image_size=resolution(cfg.predict.tta, geometry.image_size))
+
+
+def _own_transforms(cfg: PredictConfig, geometry: Geometry) -> Callable[[Pixels], Pixels] | None:
+    """Return what ``transforms.predict`` does to a decoded image [H,W,C], if anything."""
     if not cfg.transforms.predict:
-        return lambda pixels: pixels
+        return None
     from tracked_cls.transforms.inference import pixel_transform  # torch: prediction without transforms needs none
 
     return pixel_transform(cfg.transforms.predict, (geometry.channels, geometry.image_size), search=(Path.cwd(),))
@@ -206,13 +279,31 @@ def _beside(output: Path) -> Path:
     return output.with_suffix(".rejected.csv")
 
 
+def _is_left_over(path: Path, output: Path) -> bool:
+    """Whether a file was left by a prediction that was killed before its run ended: the same command may write it again."""
+    if path != output and not output.exists():
+        with path.open("rb") as file:
+            return file.readline().strip() == ",".join(REJECTED_COLUMNS).encode()
+    return _note(path).is_file() and _note(path).read_text() == _sha256(path)
+
+
+def _note(path: Path) -> Path:
+    """Return the file that holds the digest of what was written at `path`, until the run has ended."""
+    return path.with_name(f".tmp-{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     if not rejected:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with _whole(path) as file:
         writer = csv.writer(file)
-        writer.writerow(("image_id", "code", "reason"))
+        writer.writerow(REJECTED_COLUMNS)
         writer.writerows((item.image_id, item.code, item.reason) for item in rejected)
 
 

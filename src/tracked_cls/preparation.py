@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from tracked_cls import inspection
-from tracked_cls.assembly import REJECTED, build
+from tracked_cls.assembly import CHANGED, REJECTED, build, limits
 from tracked_cls.config import DataConfig, PrepareConfig, TrackingConfig, TransformsConfig, find_input, workspace
 from tracked_cls.config.data import Place
 from tracked_cls.console import say
 from tracked_cls.data import cache, exchange
 from tracked_cls.data.cache import Prepared
+from tracked_cls.data.intake import altered_files
 from tracked_cls.data.manifest import find_sample
+from tracked_cls.data.names import printable
 from tracked_cls.data.sources import SPLITS, Source, scan
 from tracked_cls.data.splits import k_folds
+from tracked_cls.errors import UserError
+from tracked_cls.provenance import num_cores
 from tracked_cls.tracking import Run, Tracker
 
 _REPORTS = ("report.html", "report.json")
@@ -50,6 +54,8 @@ def _run(cfg: PrepareConfig, source: Source, tracker: Tracker) -> Preparation:
         say(f"prepare: {len(source.samples):,} images of {len(source.class_names)} classes in {source.name}")
     else:
         cache.verify_prepared(found.folder)
+        if cfg.verify:
+            _require_unaltered(found, source, cfg.data)
     for note in source.notes:
         say(f"  note: {note}")
     with tracker.begin("prepare", f"prepare {cfg.data.label}") as tracked:
@@ -62,6 +68,19 @@ def _run(cfg: PrepareConfig, source: Source, tracker: Tracker) -> Preparation:
         if target is not None:
             exchange.export_folder(prepared, target)
     return Preparation(prepared, found is None, tracked.url, picture, target)
+
+
+def _require_unaltered(prepared: Prepared, source: Source, data: DataConfig) -> None:
+    """Raise `UserError` where source files are no longer what they were, though their sizes and times are."""
+    manifest = prepared.manifest
+    sha256_by_path = dict(zip(manifest.paths, manifest.sha256, strict=True))
+    altered = altered_files(source, sha256_by_path, data.workers or num_cores(), limits(data))
+    if altered:
+        shown = "; ".join(f"{printable(path)}: {what}" for path, what in altered[:_SHOWN])
+        raise UserError(
+            f"{len(altered)} of {len(manifest)} files of {source.name} have changed since they were prepared, but not their "
+            f"sizes and times: {shown}; restore them, or touch them and prepare again"
+        )
 
 
 def _draw_sample(cfg: PrepareConfig, wanted: str, prepared: Prepared, source: Source, tracked: Run) -> Path:
@@ -106,7 +125,7 @@ def open_or_prepare(
     preparation = _run(cfg, source, tracker.beside())
     for line in lines(preparation):
         say(line)
-    return _folded(preparation.prepared, data)
+    return folded(preparation.prepared, data)
 
 
 def lines(preparation: Preparation) -> list[str]:
@@ -142,8 +161,9 @@ def _log(tracked: Run, prepared: Prepared) -> None:
     tracked.log_metrics({f"num_{split}": prepared.manifest.num_of(split) for split in SPLITS})
     for name in _REPORTS:
         tracked.log_file(prepared.folder / name)
-    if (prepared.folder / REJECTED).is_file():
-        tracked.log_file(prepared.folder / REJECTED, "tables")
+    for name in (REJECTED, CHANGED):
+        if (prepared.folder / name).is_file():
+            tracked.log_file(prepared.folder / name, "tables")
 
 
 # ---- the input -------------------------------------------------------------------------------------------------------
@@ -184,7 +204,7 @@ def find(data: DataConfig, store: Path, source: Source) -> Prepared | None:
     With ``data.folds`` it is the view of one fold: all folds share one prepared folder.
     """
     found = _find(data, store, source)
-    return None if found is None else _folded(found, data)
+    return None if found is None else folded(found, data)
 
 
 def _find(data: DataConfig, store: Path, source: Source) -> Prepared | None:
@@ -192,7 +212,10 @@ def _find(data: DataConfig, store: Path, source: Source) -> Prepared | None:
     return None if folder is None else cache.open_prepared(folder)
 
 
-def _folded(prepared: Prepared, data: DataConfig) -> Prepared:
+def folded(prepared: Prepared, data: DataConfig) -> Prepared:
+    """Return the view of one fold where ``data.folds`` is set, else the set as it is."""
     if data.folds is None:
         return prepared
-    return replace(prepared, manifest=k_folds(prepared.manifest, data.folds, data.fold or 0, data.split_seed))
+    apart = data.duplicates == "allow"
+    manifest = k_folds(prepared.manifest, data.folds, data.fold or 0, data.split_seed, copies_apart=apart)
+    return replace(prepared, manifest=manifest)

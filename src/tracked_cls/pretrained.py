@@ -112,7 +112,7 @@ def open_weights(cfg: ModelConfig, local: Path | None = None) -> Opened:
     assert cfg.weights is not None
     assert local is not None or not is_address(cfg.weights), "addresses are resolved by the registry"
     path = local or Path(cfg.weights)
-    if local or path.suffix in weights.SUFFIXES or path.exists():
+    if local or path.suffix in weights.SUFFIXES or weights.is_file(path):
         return Opened(weights.read(path), cfg.weights, _normalisation_beside(path))
     found = published.find(cfg.name, cfg.weights)
     return Opened(found.tensors, found.source, (found.mean, found.std))
@@ -123,7 +123,7 @@ def _normalisation_beside(path: Path) -> tuple[Values, Values] | None:
     try:
         described = json.loads(path.with_name(_META).read_text(encoding="utf-8"))["preprocess"]
         return tuple(map(float, described["mean"])), tuple(map(float, described["std"]))
-    except (OSError, ValueError, KeyError, TypeError):  # none, or somebody else's meta.json
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or somebody else's meta.json
         return None
 
 

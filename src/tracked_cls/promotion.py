@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tracked_cls import registry
+from tracked_cls import failpoints, registry
 from tracked_cls.registry import CHALLENGER, CHAMPION, Version
 from tracked_cls.tracking import Tracker
 
@@ -16,7 +16,7 @@ _SCORE = "test_accuracy"
 class Promotion:
     """What became of a model: `version` is None where it was not registered."""
 
-    verdict: str  # promoted | kept | not registered
+    verdict: str  # promoted | kept | not registered | waiting
     reason: str
     version: Version | None = None
 
@@ -32,14 +32,18 @@ def register(tracker: Tracker, name: str, model_uri: str, *, tags: Mapping[str, 
     if not compare and champion is not None and champion.tags.get("weights.digest") != tags["weights.digest"]:
         reason = f"{champion.uri} is champion already and promote.auto=first; promote.auto=always would compare with it"
         return Promotion("not registered", reason)
+    failpoints.reach("release.before_version")
     version = registry.register(client, name, model_uri, run_id=tags["run.id"], tags=tags)
+    failpoints.reach("release.after_version")
     if compare:
         registry.set_alias(client, version, CHALLENGER)
     if champion is not None and version.number == champion.number:  # its tags tell how it became champion: they stay
         return Promotion("kept", f"{version.uri} with the same weights is champion already", version)
     verdict, reason = _judge(tags, champion)
     if verdict == "promoted":
+        failpoints.reach("release.before_alias")
         registry.set_alias(client, version, CHAMPION)
+        failpoints.reach("release.after_alias")
     registry.tag_version(client, version, {"promotion.verdict": verdict, "promotion.reason": reason})
     return Promotion(verdict, reason, version)
 

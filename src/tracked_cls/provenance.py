@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from tracked_cls.processes import Process
 
 _LIBRARIES = ("mlflow", "numpy", "onnxruntime", "pillow", "scikit-learn", "torch", "torchvision")
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,8 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 def origin() -> dict[str, str]:
     """Return the tags that say which code, where and by which process."""
     commit = _git("rev-parse", "HEAD")
-    tags = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    process = Process.me()
+    tags = {"host": process.host, "pid": str(process.pid), "process": str(process)}
     if commit is not None:
         tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
     return tags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,17 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from tracked_cls.errors import UserError
-from tracked_cls.serving.packaging import Bundle, bundle_of
+from tracked_cls.redaction import redacted
+from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, file_digests, models_of
+from tracked_cls.tracking.store import is_refusal
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _MODEL = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]{1,128})(?:@(?P<alias>[A-Za-z0-9_-]{1,128})|/(?P<version>\d+))")
 _LOGGED = re.compile(r"models:/m-[0-9a-f]+")
 _RUN = re.compile(r"runs:/(?P<run>[0-9a-f]{8,64})")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_SHOWN = 200  # characters of what is no address
+_CURE = "train again and register what comes of it"
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,64 @@ class Version:
 def resolve(client: MlflowClient, uri: str) -> tuple[Bundle, str]:
     """Return the local files behind an address, and the exact model it means (aliases and runs resolved).
 
-    Takes ``runs:/<id>``, ``models:/<name>/<version>`` and ``models:/<name>@<alias>``; raises `UserError` for anything
-    else and for what does not exist.
+    Takes ``runs:/<id>``, ``models:/<name>/<version>`` and ``models:/<name>@<alias>``. Every file was compared with the
+    SHA-256 taken when the model was logged, and no code that came with it was run. Raises `UserError` for any other address,
+    for what does not exist, and for a model that has changed or was not logged by this project.
     """
-    exact = _exact(client, uri)
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact))
+        exact = _exact(client, uri)
+        bundle = bundle_of(_verified(client, exact, uri))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: its files cannot be read: {_first_line(error)}") from None
-    bundle = bundle_of(folder)
+        raise UserError(f"{uri}: it cannot be read now: {_first_line(error)}") from None
     if not bundle.meta.exists():
         raise UserError(f"{uri}: not a model of this project: it holds no {bundle.meta.name}")
     return bundle, exact
+
+
+def _verified(client: MlflowClient, exact: str, uri: str) -> Path:
+    """Return the local folder of a model, each of its files as it was when it was logged."""
+    promised = _promised(client, exact, uri)  # before a byte of it is fetched
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact))
+        found = file_digests(folder)
+    except (MlflowException, OSError) as error:
+        _raise_outage(error)
+        raise UserError(f"{uri}: its files cannot be read: {_first_line(error)}") from None
+    for name in sorted({*promised, *found}):
+        if found.get(name) != promised.get(name):
+            kind = "is missing" if name not in found else "does not belong to it" if name not in promised else "has changed"
+            raise UserError(f"{uri}: {folder / name} {kind} since the model was logged (tag {FILES}); it is not used; {_CURE}")
+    return folder
+
+
+def _promised(client: MlflowClient, exact: str, uri: str) -> dict[str, str]:
+    """Return path -> SHA-256 as it stood when the model was logged."""
+    try:
+        tags = _tags_of(client, exact, uri)
+    except MlflowException as error:
+        _raise_outage(error)
+        raise UserError(f"{uri}: it cannot be looked up: {_first_line(error)}") from None
+    if FILES not in tags:
+        raise UserError(f"{uri}: refused unread: it has no digests of its files (tag {FILES}), so this project did not log it")
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(tags[FILES]).items()}
+    except (AttributeError, ValueError, RecursionError):
+        raise UserError(f"{uri}: refused unread: its tag {FILES} cannot be read; {_CURE}") from None
+
+
+def _raise_outage(error: Exception) -> None:
+    """Raise what says nothing of the model: a store that is away, which may answer when it is asked again."""
+    if not (is_refusal(error) or isinstance(error, FileNotFoundError)):
+        raise error
+
+
+def _tags_of(client: MlflowClient, exact: str, uri: str) -> Mapping[str, str]:
+    if match := _MODEL.fullmatch(exact):
+        return dict(client.get_model_version(match["name"], match["version"]).tags)
+    model = client.get_logged_model(exact.removeprefix("models:/"))
+    if model.status != "READY":
+        raise UserError(f"{uri}: the model was not logged to its end; start its training again")
+    return dict(model.tags)
 
 
 def _exact(client: MlflowClient, uri: str) -> str:
@@ -57,11 +109,11 @@ def _exact(client: MlflowClient, uri: str) -> str:
         return _model_of_run(client, match["run"])
     if _LOGGED.fullmatch(uri):
         return uri
-    match = _MODEL.fullmatch(uri)
+    match, shown = _MODEL.fullmatch(uri), repr(redacted(uri[:_SHOWN]))
     if match is None and uri.startswith("runs:/"):
-        raise UserError(f"{uri!r} is no model address: the id of a run has 32 hex digits, and nothing stands behind it")
+        raise UserError(f"{shown} is no model address: the id of a run has 32 hex digits, and nothing stands behind it")
     if match is None:
-        raise UserError(f"{uri!r} is no model address; use runs:/<id>, models:/<name>/<version> or models:/<name>@<alias>")
+        raise UserError(f"{shown} is no model address; use runs:/<id>, models:/<name>/<version> or models:/<name>@<alias>")
     name, alias = match["name"], match["alias"]
     if alias:
         found = by_alias(client, name, alias)
@@ -77,13 +129,12 @@ def _exact(client: MlflowClient, uri: str) -> str:
 
 def _model_of_run(client: MlflowClient, run_id: str) -> str:
     try:
-        outputs = client.get_run(run_id).outputs
+        found = [model for model in models_of(client, run_id) if model.status == "READY"]
     except MlflowException:
-        raise UserError(f"runs:/{run_id}: there is no such run in {mlflow.get_tracking_uri()}") from None
-    models = [output.model_id for output in (outputs.model_outputs if outputs else [])]
-    if not models:
+        raise UserError(f"runs:/{run_id}: there is no such run in {redacted(mlflow.get_tracking_uri())}") from None
+    if not found:
         raise UserError(f"runs:/{run_id}: the run logged no model; only finished `train` runs hold one")
-    return f"models:/{models[-1]}"
+    return str(found[0].model_uri)
 
 
 def _known(client: MlflowClient, name: str, wanted: str) -> str:
@@ -118,23 +169,60 @@ def by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
 
 
 def register(client: MlflowClient, name: str, model_uri: str, *, run_id: str, tags: Mapping[str, str]) -> Version:
-    """Make a version of a logged model, or return the one that holds the same weights already (tag ``weights.digest``)."""
+    """Make a version of a logged model, or return the one that holds the same weights already (tag ``weights.digest``).
+
+    The version carries the digests of the model's files (tag ``files.sha256``). Of processes that register the same weights
+    at once, all get the same version, and no second one stays.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name[:_SHOWN]!r} cannot name a registered model: 1 to 128 letters, digits and _.- are allowed; set data.name"
+        )
+    _make_model(client, name)
+    if not _holding(client, name, tags[WEIGHTS_DIGEST]):
+        model_id = model_uri.removeprefix("models:/")
+        files = json.dumps(_promised(client, model_uri, model_uri))
+        client.create_model_version(name, source=model_uri, run_id=run_id, tags={**tags, FILES: files}, model_id=model_id)
+    # numbers grow, so who made a later version sees the first one here, and nobody is given another
+    first, *later = _holding(client, name, tags[WEIGHTS_DIGEST])
+    for version in later:
+        _delete(client, version)
+    return first
+
+
+def _make_model(client: MlflowClient, name: str) -> None:
     try:
         client.get_registered_model(name)
     except MlflowException as error:
         if not is_absent(error):
             raise
-        client.create_registered_model(name, description=f"Classifier trained by tracked_cls; alias {CHAMPION} is in use.")
-    for found in client.search_model_versions(f"name='{name}'"):
-        if found.tags.get("weights.digest") == tags["weights.digest"]:
-            return _version(found)
-    model_id = model_uri.removeprefix("models:/")
-    made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=dict(tags), model_id=model_id)
-    return _version(made)
+        try:
+            client.create_registered_model(name, description=f"Classifier trained by tracked_cls; alias {CHAMPION} is in use.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+
+
+def _holding(client: MlflowClient, name: str, weights_digest: str) -> list[Version]:
+    """Return the versions of a model that hold certain weights, the first one first."""
+    found = [_version(version) for version in client.search_model_versions(f"name='{name}'")]
+    return sorted((one for one in found if one.tags.get(WEIGHTS_DIGEST) == weights_digest), key=lambda one: one.number)
+
+
+def _delete(client: MlflowClient, version: Version) -> None:
+    try:
+        client.delete_model_version(version.name, str(version.number))
+    except MlflowException as error:
+        if not is_absent(error):  # who made it may delete it in the same moment
+            raise
 
 
 def set_alias(client: MlflowClient, version: Version, alias: str) -> None:
-    """Point an alias at a version, in one atomic call."""
+    """Point an alias at a version, in one atomic call, once its files were found as they were logged.
+
+    Raises `UserError` where they are not; the alias stays where it was.
+    """
+    _verified(client, version.uri, version.uri)
     client.set_registered_model_alias(version.name, alias, str(version.number))
 
 
@@ -149,4 +237,4 @@ def _version(found: object) -> Version:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return redacted(str(error).splitlines()[0]) if str(error) else type(error).__name__

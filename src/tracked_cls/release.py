@@ -1,4 +1,4 @@
-"""From trained weights to a model in MLflow and, by rule, in its registry."""
+"""From trained weights to a model in MLflow and, by rule, in its registry: now, or once the tracking store answers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from tracked_cls import assessment, conversion, promotion, weights
+from tracked_cls import assessment, conversion, failpoints, promotion, tracking, weights
+from tracked_cls.checkpoint import write
 from tracked_cls.config import TrainConfig
+from tracked_cls.console import say
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.loaders import Split
 from tracked_cls.errors import UserError
 from tracked_cls.job import Job
 from tracked_cls.promotion import Promotion
+from tracked_cls.redaction import redacted
 from tracked_cls.serving.packaging import Bundle, log_model
 from tracked_cls.state import TrainState
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.transforms.inference import lasting
+
+WAITING = "release"  # the kind of a journal's entry
+_EXAMPLE = "example.png"
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,61 @@ class Released:
 
 def release(job: Job, state: TrainState, test: Split, metrics: Mapping[str, float], tracker: Tracker) -> Released:
     """Export the network that was tested, log it once it is known to answer alike, and register it by rule."""
+    failpoints.reach("release.before_export")
     bundle = _export(job, state)
     own = lasting(job.cfg.transforms.eval)
     if own:
-        released = Released(_keep_weights(job.tracked, bundle), _refused(own))
-    else:
-        model_uri = _log_model(job.tracked, bundle, state, test)
-        released = Released(model_uri, _register(job.cfg, tracker, model_uri, _version_tags(job, state, metrics)))
-    verdict = released.promotion
-    job.tracked.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
-    return released
+        verdict = _refused(own)
+        job.tracked.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
+        return Released(_keep_weights(job.tracked, bundle), verdict)
+    _check_parity(job.tracked, bundle, state, test)
+    (bundle.folder / _EXAMPLE).write_bytes(to_png(test.prepared.sized(test.indices[:1])[0]))
+    task = {
+        "folder": str(bundle.folder),
+        "name": job.cfg.data.model_name,
+        "tags": _version_tags(job, state, metrics),
+        "auto": job.cfg.promote.auto,
+        "unregistered": _why_unregistered(job.cfg),
+    }
+    return _now_or_later(job.tracked, tracker, task)
+
+
+def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any]) -> Released:
+    """Log and register a model, or leave it in the run's journal while the tracking store is away."""
+    for _ in range(_TRIES):
+        if not tracked.flush():
+            break
+        try:
+            return settle(tracker, tracked.run_id, task)
+        except (tracking.StoreError, OSError) as error:
+            if tracking.is_refusal(error):
+                raise
+            say(f"warning: the model could not be logged ({redacted(str(error).splitlines()[0])[:200]}); trying again")
+    reason = f"the tracking store does not answer; the model waits in {task['folder']} (python -m pipelines.sync)"
+    tracked.set_tags({"promotion.verdict": "waiting", "promotion.reason": reason})
+    tracked.add(WAITING, **task)
+    return Released(task["folder"], Promotion("waiting", reason))
+
+
+def settle(tracker: Tracker, run_id: str, task: Mapping[str, Any]) -> Released:
+    """Log a model that was exported and checked, and register it by rule; what is there already stays as it is."""
+    bundle = Bundle(Path(task["folder"]))
+    _name_run(bundle, run_id)
+    failpoints.reach("release.before_log_model")
+    with TemporaryDirectory() as scratch:
+        model_uri = log_model(bundle, run_id, scratch=Path(scratch), example=(bundle.folder / _EXAMPLE).read_bytes())
+    failpoints.reach("release.after_log_model")
+    verdict = _register(tracker, model_uri, {**task["tags"], "run.id": run_id}, task)
+    with tracker.opened(run_id) as run:
+        run.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
+    return Released(model_uri, verdict)
+
+
+def _name_run(bundle: Bundle, run_id: str) -> None:
+    """Write the run's id into the description of a model that was exported before MLflow had given it one."""
+    meta = json.loads(bundle.meta.read_text(encoding="utf-8"))
+    if meta["run_id"] != run_id:
+        write(bundle.meta, _as_json({**meta, "run_id": run_id}))
 
 
 def _export(job: Job, state: TrainState) -> Bundle:
@@ -62,12 +115,16 @@ def _export(job: Job, state: TrainState) -> Bundle:
         "multi_label": manifest.multi_label,
         "label_separator": cfg.data.label_separator,
     }
-    bundle.meta.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(bundle.meta, _as_json(meta))
     return bundle
 
 
-def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> str:
-    """Log the model once it is known to answer like the network that was tested."""
+def _as_json(meta: Mapping[str, Any]) -> bytes:
+    return (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_parity(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> None:
+    """Raise `UserError` unless the exported model answers like the network that was tested."""
     difference = assessment.parity(state.network, bundle, test)
     tracked.log_metrics({"parity_max_difference": difference})
     if difference > assessment.PARITY_TOLERANCE:
@@ -75,9 +132,6 @@ def _log_model(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> 
             f"the exported model differs from the trained one by {difference:.2g} in probability "
             f"(at most {assessment.PARITY_TOLERANCE:g} is allowed); it was not logged"
         )
-    example = to_png(test.prepared.sized(test.indices[:1])[0])
-    with TemporaryDirectory() as scratch:
-        return log_model(bundle, tracked.run_id, scratch=Path(scratch), example=example)
 
 
 def _keep_weights(tracked: Run, bundle: Bundle) -> str:
@@ -95,22 +149,25 @@ def _refused(own: list[str]) -> Promotion:
     )
 
 
-def _register(cfg: TrainConfig, tracker: Tracker, model_uri: str, tags: dict[str, str]) -> Promotion:
-    """Register the model as ``promote.auto`` says; that of a smoke run never."""
+def _why_unregistered(cfg: TrainConfig) -> str | None:
+    """Return why a model is not registered; that of a smoke run never is."""
     for mode in ("fast_dev_run", "overfit_batches"):
         if getattr(cfg, mode):
-            return Promotion("not registered", f"{mode}: the model of a debug run is not registered")
+            return f"{mode}: the model of a debug run is not registered"
     if cfg.limit is not None:
-        return Promotion("not registered", f"limit={cfg.limit}: the model of a smoke run is not registered")
-    if cfg.promote.auto == "never":
-        return Promotion("not registered", "promote.auto=never")
-    return promotion.register(tracker, cfg.data.model_name, model_uri, tags=tags, compare=cfg.promote.auto == "always")
+        return f"limit={cfg.limit}: the model of a smoke run is not registered"
+    return "promote.auto=never" if cfg.promote.auto == "never" else None
+
+
+def _register(tracker: Tracker, model_uri: str, tags: dict[str, str], task: Mapping[str, Any]) -> Promotion:
+    if task["unregistered"] is not None:
+        return Promotion("not registered", task["unregistered"])
+    return promotion.register(tracker, task["name"], model_uri, tags=tags, compare=task["auto"] == "always")
 
 
 def _version_tags(job: Job, state: TrainState, metrics: Mapping[str, float]) -> dict[str, str]:
     manifest = job.feed.prepared.manifest
     return {
-        "run.id": job.tracked.run_id,
         "data.digest": manifest.digest,
         "content.digest": manifest.content_digest,
         "weights.digest": weights.digest(state.network),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.encode import as_image
+from tracked_cls.data.likeness import Likeness, Pair
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import SPLITS, natural_key
@@ -30,6 +31,8 @@ _SAMPLES_PER_CLASS = 10
 _SAMPLE_SIDE = 64
 _MAX_GROUPS = 1000
 _SHOWN_GROUPS = 50
+_MAX_PAIRS = 1000
+_SHOWN_PAIRS = 24
 _CHANGES = {  # what `decode.changes_of` and `ingest` name, in words
     "exif_rotated": "Turned upright by EXIF",
     "transparency_on_white": "Transparency put on white",
@@ -45,7 +48,7 @@ class DataFacts:
     """What a preparation knows in the end.
 
     `images` gives the prepared images uint8 [B,S,S,C] of some positions; `shapes` are (height, width, channels) of the decoded
-    ones; `changed` counts what decoding did to files, with examples.
+    ones; `changed` counts what decoding did to files, with examples; `likeness` is text where no near copies were looked for.
     """
 
     source: str
@@ -58,6 +61,7 @@ class DataFacts:
     num_ignored: int
     notes: Sequence[str]
     changed: Mapping[str, Any]
+    likeness: Likeness | str
     seconds: float
 
 
@@ -82,6 +86,7 @@ def data_report(facts: DataFacts) -> dict[str, Any]:
         "original_sizes": _original_sizes(facts.shapes),
         "preprocess": facts.preprocess.to_dict(),
         "duplicates": _duplicates(facts),
+        "near_duplicates": _near_duplicates(facts),
         "notes": list(facts.notes),
         "changed": dict(facts.changed),
         "rejected": [
@@ -132,6 +137,41 @@ def _group_of(manifest: Manifest, found: Sequence[int]) -> dict[str, Any]:
     return {"paths": [manifest.paths[index] for index in found], "splits": splits, "classes": classes}
 
 
+def _near_duplicates(facts: DataFacts) -> dict[str, Any]:
+    """Count the images of val and test that look like copies of others, and name the pairs, the most alike first."""
+    found = facts.likeness
+    if isinstance(found, str):
+        return {"looked": False, "why_not": found, "count": 0, "across_classes": 0, "compared": 0, "held_out": 0, "pairs": []}
+    pairs = [_pair_of(facts.manifest, pair) for pair in _near_pairs(facts)]
+    return {
+        "looked": True,
+        "why_not": None,
+        "count": len(pairs),
+        "across_classes": sum(pair["classes"][0] != pair["classes"][1] for pair in pairs),
+        "compared": found.compared,
+        "held_out": found.held_out,
+        "pairs": pairs[:_MAX_PAIRS],
+    }
+
+
+def _near_pairs(facts: DataFacts) -> list[Pair]:
+    """Return the pairs that are no exact copies: those are counted as such."""
+    digests = facts.pixel_digests
+    pairs = [] if isinstance(facts.likeness, str) else facts.likeness.pairs
+    return [pair for pair in pairs if digests[pair.held_out] != digests[pair.other]]
+
+
+def _pair_of(manifest: Manifest, pair: Pair) -> dict[str, Any]:
+    both = (pair.held_out, pair.other)
+    return {
+        "paths": [manifest.paths[index] for index in both],
+        "splits": [SPLITS[manifest.splits[index]] for index in both],
+        "classes": [" | ".join(manifest.names_of(index)) for index in both],
+        "likeness": round(pair.likeness, 4),
+        "flipped": pair.flipped,
+    }
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +195,7 @@ def render_data_report(report: dict[str, Any], facts: DataFacts, augmented: Pixe
             changes=_CHANGES,
             rejected=report["rejected"][:_MAX_REJECTED],
             groups=report["duplicates"]["groups"][:_SHOWN_GROUPS],
+            pairs=_pictures_of_pairs(facts) if per_class else [],
             most_of_a_class={split: max(report["counts"][split].values()) for split in SPLITS},
         )
         if len(page.encode()) < _MAX_HTML_BYTES:
@@ -191,6 +232,12 @@ def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
         pictures = zip(chosen, facts.images(chosen) if len(chosen) else (), strict=True)
         grid[name] = [_Thumbnail(_data_uri(image), f"{name}, image {index}") for index, image in pictures]
     return grid
+
+
+def _pictures_of_pairs(facts: DataFacts) -> list[list[str]]:
+    """Return the two images of each of the first near copies."""
+    pairs = [(pair.held_out, pair.other) for pair in _near_pairs(facts)[:_SHOWN_PAIRS]]
+    return [[_data_uri(image) for image in facts.images(np.array(pair, np.int64))] for pair in pairs]
 
 
 def _data_uri(pixels: Pixels) -> str:

@@ -98,6 +98,12 @@ class TrainState:
         better = [score for score, _, _ in self.ranking[: -(-len(self.ranking) // 2)]]
         return sum(better) / len(better) if better else -math.inf
 
+    @property
+    def curves(self) -> dict[str, list[float]]:
+        """The validation of the epochs so far, in their order."""
+        by_epoch = sorted(self.ranking, key=lambda entry: entry[2])
+        return {"val_loss": [loss for _, loss, _ in by_epoch], "val_accuracy": [score for score, _, _ in by_epoch]}
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, fit for `torch.load(weights_only=True)`."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle  # the error's name alone: torch reports refused code with it
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from tracked_cls.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 _SAFE = ".safetensors"
+_SHOWN = 200  # characters of a path in a message
 _AVERAGES = ("average", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params")
 _KEYS = (*_AVERAGES, *_PLAIN, "student", "teacher")  # averaged weights first: those are the ones that were validated
@@ -64,15 +66,20 @@ def read(path: Path) -> dict[str, Tensor]:
     `UserError` for a file that is missing, damaged, without tensors, or that only running its code could read.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: weights are files that end in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file of weights")
+        raise UserError(f"{str(path)[:_SHOWN]}: weights are files that end in {', '.join(SUFFIXES)}")
+    if not is_file(path):
+        raise UserError(f"{str(path)[:_SHOWN]}: there is no such file of weights")
     content = _read_safetensors(path) if path.suffix == _SAFE else _read_torch(path)
     tensors = _network_in(content)
     if not tensors:
         held = ", ".join(str(key) for key in list(content)[:8]) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{path}: no tensors by name in it, nor under {', '.join(_KEYS)}; it holds: {held or 'nothing'}")
     return tensors
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file of that name, also of a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113 - the method of Path raises where a name is too long
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -102,18 +102,32 @@ def test_a_changed_small_file_is_noticed_on_opening(tmp_path):
         cache.open_prepared(final)
 
 
-def test_a_changed_large_file_is_noticed_by_its_length_or_by_verify(tmp_path):
+def test_one_changed_bit_of_a_large_file_is_noticed_on_opening(tmp_path):
     final = tmp_path / "set" / "key"
     with cache.staging(final) as folder:
         (folder / "pixels.npy").write_bytes(bytes(2_000_000))
     with (final / "pixels.npy").open("r+b") as stream:
+        stream.seek(1_234_567)
         stream.write(b"\1")
-    with pytest.raises(UserError, match="its content has changed"):
-        cache.verify_prepared(final)
+    for check in (cache.open_prepared, cache.verify_prepared):
+        with pytest.raises(UserError, match=r"pixels\.npy: its content has changed"):
+            check(final)
     with (final / "pixels.npy").open("ab") as stream:
         stream.write(b"\1")
     with pytest.raises(UserError, match="not of its 2000000 bytes"):
         cache.open_prepared(final)
+
+
+def test_shards_are_digested_image_by_image_and_whole_when_asked(tmp_path):
+    final = tmp_path / "set" / "key"
+    with cache.staging(final) as folder:
+        (folder / "shard-00000.bin").write_bytes(bytes(9))
+        (folder / "meta.json").write_text("{}")
+    (final / "shard-00000.bin").write_bytes(bytes(8) + b"\1")
+    with pytest.raises(UserError, match="not a prepared set that can be read"):  # it got beyond the digests
+        cache.open_prepared(final)
+    with pytest.raises(UserError, match=r"shard-00000\.bin: its content has changed"):
+        cache.verify_prepared(final)
 
 
 FOLDER = {"source": "folder", "root": "r", "name": "n"}
@@ -141,6 +155,11 @@ OTHER = {
     "frames": 4,
     "cache": "files",
     "cache_limit_bytes": 5,
+    "min_side": 9,
+    "decode_seconds": 5.0,
+    "decode_memory_bytes": 1_000_000_000,
+    "duplicates": "allow",
+    "near_duplicates": "off",
     "test": {"source": "digits"},
 }
 

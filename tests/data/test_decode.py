@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 from tracked_cls.data.decode import (
     RejectedImage,
@@ -342,6 +342,16 @@ def test_a_film_cut_short_is_rejected(name):
     assert code_of(decode_frames, FILES[name][: len(FILES[name]) // 2], 2) == "E_TRUNCATED"
 
 
+def test_a_gif_is_loaded_to_its_last_frame_up_to_so_many_pixels(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "load", lambda self: loaded.append(self.tell()) or self.load_prepare())
+    decode(film("GIF"))
+    assert max(loaded) == 4
+    loaded.clear()
+    decode(film("GIF", num=20), max_pixels=16)  # 4 x 4 pixels a frame, 8 times 16 in all
+    assert max(loaded) == 7
+
+
 def test_frames_of_grey_and_colour_become_colour():
     clip = frames_of([GREY[:, :, None], COLOUR], 2)
     np.testing.assert_array_equal(clip[0], np.repeat(GREY[:, :, None], 3, axis=2))
@@ -380,6 +390,7 @@ CHANGES = {
     "16-bit TIFF": (encode(Image.fromarray(np.ones((4, 4), np.uint16)), "TIFF"), ("16_bit_reduced",)),
     "palette": (encode(Image.fromarray(COLOUR).convert("P")), ("palette_or_cmyk_to_rgb",)),
     "CMYK": (encode(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), ("palette_or_cmyk_to_rgb",)),
+    "LAB, whose A is no alpha": (encode(Image.new("LAB", (4, 4)), "TIFF"), ("palette_or_cmyk_to_rgb",)),
     "animated": (film("TIFF"), ("first_frame_of_several",)),
 }
 

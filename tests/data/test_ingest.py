@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tracked_cls.data.decode import decode
-from tracked_cls.data.ingest import Plan, digest_of_pixels, ingest_array, ingest_files
+from tracked_cls.data.ingest import Plan, digest_of_pixels, digests, header_shapes, ingest_array, ingest_files, read_images
+from tracked_cls.data.preprocess import Geometry
 
 PLAN = Plan(image_size=8, channels=None, fit="crop", interpolation="bilinear", max_pixels=1000)
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -86,3 +87,23 @@ def test_a_name_that_promises_another_format_is_noted(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
     records = ingest_files([str(tmp_path / name) for name in ("a.png", "b.jpg", "c.PNG", "d")], PLAN)
     assert [record.changes for record in records] == [(), ("wrong_extension",), (), ()]
+
+
+def test_an_array_below_the_least_side_is_a_rejection():
+    assert ingest_array(COLOUR, replace(PLAN, min_side=9)).shape == (9, 12, 3)
+    assert ingest_array(COLOUR, replace(PLAN, min_side=10)).code == "E_TOO_SMALL"
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_what_a_classifier_is_asked_is_what_was_prepared(tmp_path, frames):
+    (tmp_path / "clip").mkdir()
+    for index in range(5):
+        Image.fromarray(np.roll(COLOUR, index, axis=0)).save(tmp_path / "clip" / f"{index}.png")
+    path = str(tmp_path / "clip") if frames else str(tmp_path / "clip" / "0.png")
+    [record] = ingest_files([path], replace(PLAN, frames=frames))
+    [sized] = read_images([path], frames, Geometry(8, 3))
+    assert record.kept == sized.tobytes()
+    [whole] = read_images([path], frames, None)
+    assert record.pixel_digest == digest_of_pixels(whole)
+    assert digests([path]) == [record.sha256]
+    assert header_shapes([path]) == [(9, 12, 3)]

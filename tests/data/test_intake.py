@@ -49,7 +49,6 @@ def numbers(kept):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_and_arrays_keep_their_order(tmp_path, monkeypatch, chunk, workers):
     monkeypatch.setattr(intake, "CHUNK", chunk)
-    monkeypatch.setattr(intake, "_FEW_FILES", 0 if chunk == 3 else 500)
     source, kept = Mixed(tmp_path), []
     (tmp_path / "08.png").write_text("no image")
     taken = take_in(source, PLAN, workers=workers, keep=kept.append)
@@ -73,8 +72,11 @@ def test_what_decoding_changed_is_counted_with_examples(tmp_path):
     source = Mixed(tmp_path)
     for index in range(0, 18, 2):
         Image.new("P", (4, 4)).save(tmp_path / f"{index:02d}.png")
-    changed = take_in(source, PLAN, workers=1, keep=lambda _: None).changed()
-    assert changed == {"palette_or_cmyk_to_rgb": {"count": 9, "examples": ["00.png", "02.png", "04.png", "06.png", "08.png"]}}
+    taken = take_in(source, PLAN, workers=1, keep=lambda _: None)
+    assert taken.changes == [(f"{index:02d}.png", "palette_or_cmyk_to_rgb") for index in range(0, 18, 2)]
+    assert taken.changed() == {
+        "palette_or_cmyk_to_rgb": {"count": 9, "examples": ["00.png", "02.png", "04.png", "06.png", "08.png"]}
+    }
 
 
 @pytest.mark.parametrize(("shape", "side", "channels"), [((9, 9), 32, 1), ((30, 40), 30, 1), ((300, 400, 3), 224, 3)])

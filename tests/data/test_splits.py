@@ -7,7 +7,7 @@ import pytest
 
 from tracked_cls.config import DataConfig
 from tracked_cls.data.manifest import make_manifest
-from tracked_cls.data.splits import Listing, assign_splits, k_folds
+from tracked_cls.data.splits import Listing, assign_splits, joined, k_folds
 from tracked_cls.errors import UserError
 
 CLASSES = ("a", "b", "c")
@@ -23,6 +23,7 @@ def split(labels=LABELS, given=None, classes=CLASSES, groups=None, contents=None
         paths=names,
         contents=names if contents is None else contents,
         groups=groups or [""] * len(labels),
+        copies_apart=options.get("duplicates") == "allow",
     )
     return assign_splits(listing, DataConfig(**options))
 
@@ -194,6 +195,83 @@ def test_images_of_several_labels_are_drawn_by_their_rarest():
     assert split(one_of_a_kind, classes=("common", "rare"))[4] == 0
 
 
+# ---- exact copies ----------------------------------------------------------------------------------------------------
+
+
+COPIES = {
+    "by class": {},
+    "hash": {"split": "hash"},
+    "groups": {"groups": [f"g{index % 60}" if index < 150 else "" for index in range(180)]},
+}
+
+
+@pytest.mark.parametrize("options", COPIES.values(), ids=COPIES)
+def test_exact_copies_are_drawn_together(options):
+    names = contents(90) * 2  # an image of the first half has a copy in the second
+    labels = np.tile(np.arange(3), 60)
+    splits = split(labels, contents=names, **options)
+    np.testing.assert_array_equal(splits[:90], splits[90:])
+    assert set(splits) == {0, 1, 2}
+
+
+def test_allowed_copies_are_images_of_their_own():
+    labels, names = np.tile(np.arange(3), 60), contents(90) * 2
+    splits = split(labels, contents=names, duplicates="allow")
+    np.testing.assert_array_equal(splits, split(labels, contents=contents(180)))
+    assert (splits[:90] != splits[90:]).any()
+
+
+def test_copies_of_several_labels_stay_together_whatever_each_has():
+    random = np.random.default_rng(1)
+    labels = (random.random((400, 3)) < (0.7, 0.3, 0.1)).astype(np.uint8)
+    splits = split(labels, contents=contents(200) * 2)
+    np.testing.assert_array_equal(splits[:200], splits[200:])
+
+
+def test_without_copies_every_way_of_drawing_is_what_it_always_was():
+    apart = {"duplicates": "allow"}
+    groups = [f"g{index // 3}" if index % 2 else "" for index in range(180)]
+    for options in ({}, {"split": "hash"}, {"groups": groups}):
+        np.testing.assert_array_equal(split(**options), split(**options, **apart))
+
+
+def test_copies_of_one_picture_count_once_for_a_class_that_is_to_be_divided():
+    with pytest.raises(
+        UserError, match="'b' has 1 usable images, exact copies counted once, for train, val, test; it needs at"
+    ):
+        split(np.array([0, 0, 0, 1, 1, 1]), classes=("a", "b"), contents=["p", "q", "r", "s", "s", "s"])
+
+
+def test_groups_that_share_a_picture_are_one_whatever_the_order():
+    names = ["group a", "group b", "sample x", "group c", "group d"]
+    pictures = ["1", "2", "2", "3", "3"]
+    assert joined(names, pictures) == ["group a", "group b", "group b", "group c", "group c"]
+    chain = [("group b", "1"), ("group c", "1"), ("group c", "2"), ("group a", "2"), ("group d", "3"), ("group e", "4")]
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(chain))
+        one = dict(
+            zip(
+                [chain[index][0] for index in order], joined(*zip(*[chain[index] for index in order], strict=True)), strict=True
+            )
+        )
+        assert one == {
+            "group a": "group a",
+            "group b": "group a",
+            "group c": "group a",
+            "group d": "group d",
+            "group e": "group e",
+        }
+
+
+def test_groups_joined_by_copies_until_nothing_can_be_drawn_are_told():
+    groups = [f"g{index // 2}" for index in range(20)]
+    pictures = ["blank" if index % 2 else str(index) for index in range(20)]
+    labels = np.arange(20) // 2 % 2
+    with pytest.raises(UserError, match=r"the groups, 10 in all, stay whole, 9 of them with another that has a copy .*allow"):
+        split(labels, classes=("a", "b"), groups=groups, contents=pictures)
+    assert set(split(labels, classes=("a", "b"), groups=groups, contents=pictures, duplicates="allow")) == {0, 1, 2}
+
+
 # ---- folds -----------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +310,17 @@ def test_exact_copies_of_a_picture_are_validated_in_the_same_fold():
         splits = k_folds(whole, 4, fold, seed=0).splits
         assert len({(picture, code) for picture, code in zip(pictures[1:], splits[1:].tolist(), strict=True)}) == 150
         assert 40 <= (splits == 1).sum() <= 60
+
+
+def test_groups_that_share_a_picture_are_validated_in_the_same_fold():
+    groups = [f"g{index // 4}" for index in range(200)]
+    pictures = [f"p{index}" for index in range(200)]
+    pictures[1] = pictures[101]
+    whole = prepared(np.arange(200) % 3, groups, pictures=pictures, test_every=1000)
+    together = [k_folds(whole, 4, fold, seed=0).splits for fold in range(4)]
+    assert all(len({*splits[1:4].tolist(), *splits[100:104].tolist()}) == 1 for splits in together)
+    apart = [k_folds(whole, 4, fold, seed=seed, copies_apart=True).splits for fold in range(4) for seed in range(3)]
+    assert any(splits[1] != splits[101] for splits in apart)
 
 
 def test_folds_are_stratified_and_follow_the_seed():

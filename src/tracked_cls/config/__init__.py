@@ -9,7 +9,15 @@ from tracked_cls.config.sections import CheckpointConfig, PromoteConfig, Trackin
 from tracked_cls.config.sentences import near_key, option_value
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
-from tracked_cls.config.verbs import EvaluateConfig, MainConfig, PredictConfig, PrepareConfig, TrainConfig, TuneConfig
+from tracked_cls.config.verbs import (
+    EvaluateConfig,
+    MainConfig,
+    PredictConfig,
+    PrepareConfig,
+    SyncConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from tracked_cls.config.workspace import find_input, tracking_uri, workspace
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "SchedulerConfig",
     "Section",
     "SplitSource",
+    "SyncConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainingConfig",

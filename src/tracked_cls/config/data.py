@@ -167,6 +167,15 @@ class DataConfig(DataIdentity):
     group_pattern: str | None = option(
         None, "regular expression with one group on the path; images of equal group stay in one split", unset="off"
     )
+    duplicates: Literal["refuse", "keep_test", "keep_train", "allow"] = option(
+        "refuse", "the same pixels in two given splits, or with two labels: refuse; keep the copies in test (else val) or in "
+        "train and leave the others out, and all of a picture that has two labels there; or allow. Splits that are drawn keep "
+        "copies together, unless they are allowed",
+    )  # fmt: skip
+    near_duplicates: Literal["auto", "report", "off"] = option(
+        "auto", "look for images of val and test that are re-encoded, resized or mirrored copies of others, and report them; "
+        "auto: not in a cache of more than 10,000 files, which would be decoded a second time",
+    )  # fmt: skip
     folds: int | None = option(
         None,
         "k-fold: train and val are divided anew into so many stratified folds; the test split stays",
@@ -184,6 +193,15 @@ class DataConfig(DataIdentity):
     max_pixels: int = option(
         64_000_000, "an image with more pixels is rejected before it is decoded", unit="pixels", ge=1, le=89_478_485
     )
+    min_side: int = option(1, "an image with a shorter side is rejected", unit="pixels", ge=1, le=100_000)
+    decode_seconds: float | None = option(
+        10.0, "a file that takes more computing than this (or six times as long by the clock) is rejected; off: no limit",
+        unit="s", unset="off", ge=0.1,
+    )  # fmt: skip
+    decode_memory_bytes: int | None = option(
+        4_000_000_000, "a file that needs more memory than this is rejected; off: no limit", unit="bytes", unset="off",
+        ge=100_000_000,
+    )  # fmt: skip
     store: str = option("data", "folder of the prepared sets; relative to the folder of the tracking store")
     workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
     download: bool = option(True, "torchvision sets: download what is not in data.root")

@@ -100,6 +100,7 @@ class TrackingConfig(Section):
     )
     experiment: str | None = option(None, "its name; auto: $MLFLOW_EXPERIMENT_NAME, else MLflow's Default", unset="auto")
     run_name: str | None = option(None, "name of the run; auto: verb, model and data", unset="auto")
+    journal: str = option("runs/journal", "folder of what MLflow has not got yet; relative to the folder of the tracking store")
 
 
 class PromoteConfig(Section):
@@ -144,4 +145,12 @@ class PredictSection(Section):
         "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
         "image at 8/7 of the model's size; ten_crop mirrors those too",
     )  # fmt: skip
-    workers: int | None = option(None, "threads that decode; auto: one per core", unset="auto", ge=1, le=256)
+    workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
+    decode_seconds: float | None = option(
+        10.0, "a file that takes more computing than this (or six times as long by the clock) gets no label; off: no limit",
+        unit="s", unset="off", ge=0.1,
+    )  # fmt: skip
+    decode_memory_bytes: int | None = option(
+        4_000_000_000, "a file that needs more memory than this gets no label; off: no limit", unit="bytes", unset="off",
+        ge=100_000_000,
+    )  # fmt: skip

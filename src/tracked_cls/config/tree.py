@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 _NO_VALUE = {"none", "null", "~"}
+_LONGEST, _BLANK = 10_000, ord(" ")
 
 
 class Section(BaseModel):
@@ -22,6 +23,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
     choice: ClassVar[bool] = False
+
+    @field_validator("*")
+    @classmethod
+    def _plain_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse text that no name, path or address can be."""
+        if isinstance(value, str) and (len(value) > _LONGEST or any(ord(letter) < _BLANK for letter in value)):
+            got = f"{len(value)} characters" if len(value) > _LONGEST else repr(value[:100])
+            raise ValueError(f"{info.field_name} must have at most {_LONGEST} characters and no control character, got {got}")
+        return value
 
     def without_effect(self) -> set[str]:
         """Names of options that the chosen ``name`` does not take; they are neither shown nor logged."""

@@ -56,6 +56,7 @@ class PrepareConfig(Verb):
     sample: str | None = option(
         None, "show one image, by number, path or id: as it is, as the model sees it, and augmented", unset="none"
     )
+    verify: bool = option(False, "read every source file again and compare it with its SHA-256 when it was prepared")
     export: str | None = option(None, "also write the prepared images to this folder, one folder per class", unset="none")
     data: DataConfig = DataConfig()
     transforms: TransformsConfig = TransformsConfig()
@@ -226,4 +227,13 @@ class PredictConfig(Verb):
         return self
 
 
-VERBS: tuple[type[Verb], ...] = (MainConfig, PrepareConfig, TrainConfig, TuneConfig, EvaluateConfig, PredictConfig)
+class SyncConfig(Verb):
+    """``sync``: what waits on disk for the tracking store, delivered."""
+
+    verb: ClassVar[str] = "sync"
+    summary: ClassVar[str] = "Deliver to MLflow what was logged while its server did not answer."
+    patience_seconds: float = option(30.0, "how long a store that does not answer is asked again", unit="s", gt=0, le=86_400)
+    tracking: TrackingConfig = TrackingConfig()
+
+
+VERBS: tuple[type[Verb], ...] = (MainConfig, PrepareConfig, TrainConfig, TuneConfig, EvaluateConfig, PredictConfig, SyncConfig)

@@ -4,8 +4,8 @@ Shared by prepare, evaluation, prediction, serving and export, and shipped with 
 Pillow and numpy only. torchvision.io is never used: it ends the process on a damaged PNG.
 
 The rules: EXIF orientation is applied; transparency is composited on white; palette and CMYK become RGB; 16-bit pixels keep
-their high byte; 1-bit becomes 0 and 255; of several frames the first counts, unless a clip is asked for; float and 32-bit
-pixels, which have no agreed range, are rejected.
+their high byte; 1-bit becomes 0 and 255; of several frames the first counts, unless a clip is asked for, but all must be
+there; float and 32-bit pixels, which have no agreed range, are rejected.
 """
 
 from __future__ import annotations
@@ -44,14 +44,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     header, before anything of that size is allocated.
     """
     with _open(data, max_pixels) as image:
-        return pixels_of(image)
+        pixels = pixels_of(image)
+        _check_other_frames(image, data, max_pixels)
+        return pixels
 
 
 def decode_noting(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, tuple[str, ...]]:
     """Return what `decode` does, and what it changed: see `changes_of`."""
     with _open(data, max_pixels) as image:
         pixels = pixels_of(image)
-        return pixels, changes_of(image, data)
+        changes = changes_of(image, data)
+        _check_other_frames(image, data, max_pixels)
+        return pixels, changes
 
 
 def decode_frames(data: bytes, count: int, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -62,7 +66,9 @@ def decode_frames(data: bytes, count: int, max_pixels: int = MAX_PIXELS) -> Pixe
     with _open(data, max_pixels) as image:
         check_clip(image.height, image.width, count, max_pixels)
         chosen = sorted(set(even_indices(getattr(image, "n_frames", 1), count)))
-        return frames_of([_frame(image, index, max_pixels) for index in chosen], count)
+        frames = frames_of([_frame(image, index, max_pixels) for index in chosen], count)
+        _check_other_frames(image, data, max_pixels)
+        return frames
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def _open(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except RejectedImage:
         raise
     except UnidentifiedImageError:
-        raise unidentified(kind) from None
+        raise unidentified(kind, data) from None
     except MemoryError:
         raise RejectedImage("E_MEMORY", "no memory to decode it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -93,6 +99,28 @@ def _frame(image: Image.Image, index: int, max_pixels: int) -> Pixels:
     image.seek(index)
     _check_size(image, max_pixels)
     return pixels_of(image)
+
+
+def _check_other_frames(image: Any, data: bytes, max_pixels: int) -> None:
+    """Refuse a GIF or TIFF that is damaged behind its first frame; checksums and lengths vouch for PNG and WEBP.
+
+    A GIF's frames are loaded, up to so many pixels; of a TIFF's, which may be many and large, the places are looked at.
+    """
+    if image.format not in ("GIF", "TIFF") or not getattr(image, "is_animated", False):
+        return
+    most = _CLIP_FACTOR * max_pixels // (image.width * image.height)
+    for index in range(1, min(image.n_frames, most) if image.format == "GIF" else image.n_frames):
+        image.seek(index)
+        if image.format == "GIF":
+            image.load()
+        else:
+            _check_page(image.tag_v2, len(data))
+
+
+def _check_page(tags: Any, num_bytes: int) -> None:
+    offsets, lengths = (tags.get(strips, tags.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325)))
+    if not offsets or max(map(sum, zip(offsets, lengths, strict=False)), default=0) > num_bytes:
+        raise RejectedImage("E_TRUNCATED", "the TIFF file ends before its last page")
 
 
 def pixels_of(image: Image.Image) -> Pixels:
@@ -237,7 +265,7 @@ def changes_of(image: Image.Image, data: bytes) -> tuple[str, ...]:
 def _is_see_through(image: Image.Image) -> bool:
     if image.mode in ("L", "RGB", "1") or "transparency" in image.info:
         return "transparency" in image.info
-    return "A" in image.getbands() and np.min(image.getchannel("A").getextrema()) < 255
+    return image.getbands()[-1] == "A" and np.min(image.getchannel("A").getextrema()) < 255
 
 
 def _is_16_bit(image: Image.Image, data: bytes) -> bool:

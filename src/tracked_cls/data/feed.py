@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +22,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tracked_cls import randomness
 from tracked_cls.compute import Compute
 from tracked_cls.config import LoaderConfig, TransformsConfig
+from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.ingest import start_worker
 from tracked_cls.data.items import ImageDataset, Indices, Request, channels_first
 from tracked_cls.data.preprocess import Geometry
+from tracked_cls.errors import UserError
+from tracked_cls.host import open_more_files
 from tracked_cls.provenance import num_cores
 from tracked_cls.transforms import BatchPipeline, Mixing, SamplePipeline, plan_training
 from tracked_cls.transforms.inference import plan_evaluation
 from tracked_cls.transforms.views import views
 
 Keys = npt.NDArray[np.uint64]
+_MAX_LOSSES = 3  # of worker processes in one pass over the data
+_SHOWN_IDS = 5
+_ENDING_SECONDS = 0.5  # from what its pipe tells to its end
 
 
 @dataclass(frozen=True)
@@ -111,9 +122,32 @@ class Feed:
         if self._workers == 0:
             yield from (self._dataset.batch(request) for request in requests)
             return
-        queue, loader = self._pool
-        queue.requests = requests
-        yield from loader
+        fetched, losses = 0, 0
+        while fetched < len(requests):
+            first = fetched
+            try:
+                for images in self._pool.serve(requests[first:]):
+                    yield images
+                    fetched += 1
+            except (RuntimeError, OSError, EOFError) as error:
+                lost = self._pool.lost(fetched - first)
+                if lost is None:
+                    raise  # an error of a transform
+                losses += 1
+                self._replace_workers(losses, lost, requests[min(first + lost.batch, len(requests) - 1)], error)
+
+    def _replace_workers(self, losses: int, lost: _Loss, request: Request, error: Exception) -> None:
+        """Have new workers made, which bring the same images; raises `UserError` where they are lost again and again."""
+        self.close()
+        ids = [self.prepared.manifest.ids[index] for index in request.indices[:_SHOWN_IDS]]
+        more = f" and {len(request.indices) - len(ids)} more" if len(request.indices) > len(ids) else ""
+        what = f"a loading process {lost.how} (pid {lost.pid}), at the samples {', '.join(ids)}{more} or later"
+        if losses > _MAX_LOSSES:
+            raise UserError(
+                f"{what}, as {losses - 1} before it: too little memory? set loader.workers lower (0: none), or "
+                "loader.prefetch; the same command continues from the newest checkpoint"
+            ) from error
+        say(f"warning: {what}; new ones take over, and bring the same images")
 
     @property
     def _workers(self) -> int:
@@ -123,21 +157,10 @@ class Feed:
         return 0 if from_cache else num_cores()
 
     @cached_property
-    def _pool(self) -> tuple[_Queue, DataLoader[Tensor]]:
-        queue = _Queue()
+    def _pool(self) -> _Pool:
         pin = self.loader.pin_memory
-        loader = DataLoader(
-            _Batches(self._dataset),
-            batch_size=None,
-            sampler=queue,
-            num_workers=self._workers,
-            prefetch_factor=self.loader.prefetch,
-            persistent_workers=True,
-            pin_memory=self.compute.device.type == "cuda" if pin is None else pin,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own: a draw from the global one would move dropout
-        )
-        return queue, loader
+        pins = self.compute.device.type == "cuda" if pin is None else pin
+        return _Pool(self._dataset, workers=self._workers, prefetch=self.loader.prefetch, pin_memory=pins)
 
     def _views(self, images: Tensor) -> Tensor:
         """Return [B,V,C,S,S] of uint8 [B,C,R,R]; clips [B,V,T,C,S,S] of [B,T,C,R,R]."""
@@ -185,7 +208,70 @@ class _Queue(Sampler[Request]):
         return len(self.requests)
 
 
+class _Loss(NamedTuple):
+    """A worker that is gone: how, and the batch (counted from the first of the pass) it was to bring next."""
+
+    pid: int | None
+    how: str
+    batch: int
+
+
+class _Pool:
+    """Worker processes that bring the images of requests, in their order, and live on from pass to pass."""
+
+    def __init__(self, images: ImageDataset, *, workers: int, prefetch: int, pin_memory: bool) -> None:
+        open_more_files()
+        self.queue = _Queue()
+        self.loader: DataLoader[Tensor] = DataLoader(
+            _Batches(images),
+            batch_size=None,
+            sampler=self.queue,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own: a draw from the global one would move dropout
+        )
+
+    def serve(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        """Yield what `ImageDataset.batch` makes of each request."""
+        self.queue.requests = requests
+        with _deaths_noticed_here_only():
+            batches = iter(self.loader)
+        yield from batches
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """The worker processes, once there are any."""
+        return list(getattr(self.loader._iterator, "_workers", []))
+
+    def lost(self, fetched: int) -> _Loss | None:
+        """Return the worker that is gone, after `fetched` batches were served; None where all are there."""
+        workers = self.processes
+        connection.wait([worker.sentinel for worker in workers], timeout=_ENDING_SECONDS)
+        for number, worker in enumerate(workers):
+            if worker.exitcode is not None:
+                code = worker.exitcode
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                return _Loss(worker.pid, how, fetched + (number - fetched) % len(workers))  # they take turns
+        return None
+
+
+@contextmanager
+def _deaths_noticed_here_only() -> Iterator[None]:
+    """Keep PyTorch from raising the death of a worker wherever the main thread stands, in the middle of a step even.
+
+    It is noticed, within five seconds, where the next batch is waited for.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
 def _start_worker(_: int) -> None:
-    """Set a loading process up: as one that decodes, and SIGTERM, by which the loader ends it, ends it."""
+    """Set a loading process up: as one that decodes; it leaves SIGHUP to its parent too, and ends by SIGTERM."""
     start_worker()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from typing import Literal, NamedTuple
@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tracked_cls.data.decode import (
+    MAX_PIXELS,
     Pixels,
     RejectedImage,
     as_array,
@@ -24,6 +25,7 @@ from tracked_cls.data.decode import (
     decode_noting,
     even_indices,
     frames_of,
+    header_shape,
     read_file,
 )
 from tracked_cls.data.encode import to_png
@@ -39,7 +41,8 @@ Sums = tuple[tuple[int, int], ...]  # per channel: the sum of the pixels and tha
 class Plan:
     """What is done to every image. `channels` None keeps each image's own, 1 or 3, until all of them are known.
 
-    `frames` makes a clip of every item; `keep` is what the cache holds: sized pixels, or files as they are.
+    `frames` makes a clip of every item; `keep` is what the cache holds: sized pixels, or files as they are. An image whose
+    shorter side is below `min_side` is rejected.
     """
 
     image_size: int
@@ -49,6 +52,7 @@ class Plan:
     max_pixels: int
     frames: int | None = None
     keep: Literal["pixels", "files"] = "pixels"
+    min_side: int = 1
 
     def geometry(self, channels: int) -> Geometry:
         """Return the geometry to so many channels, or to the plan's own."""
@@ -94,13 +98,14 @@ def ingest_array(array: Pixels, plan: Plan) -> Outcome:
     """Check and size an image that is already decoded."""
     try:
         pixels = as_array(array) if plan.frames is None else as_clip(array, plan.frames)
+        _check_side(pixels, plan.min_side)
     except RejectedImage as error:
         return Rejection(error.code, error.reason)
     encoded = to_png(pixels) if plan.keep == "files" else None
     return _with_sums(_sized(_Item(pixels, encoded, _sha256(pixels.tobytes())), plan))
 
 
-def ingest_files(paths: Sequence[str], plan: Plan) -> list[Outcome]:
+def ingest_files(paths: Iterable[str], plan: Plan) -> list[Outcome]:
     """Read, decode and size files (or folders of frames, where the plan has frames), in their order."""
     sized = [_ingest_file(path, plan) for path in paths]
     # in a loop of their own the sums of small images take a fifth of the time: their code stays in the processor's cache
@@ -111,9 +116,23 @@ def _ingest_file(path: str, plan: Plan) -> _Sized | Rejection:
     if not is_utf8(path):
         return Rejection("E_NAME", "the file name is not valid UTF-8; rename the file")
     try:
-        return _sized(_decode_file(path, plan), plan)
+        item = _decode_file(path, plan)
+        _check_side(item.pixels, plan.min_side)
+        return _sized(item, plan)
     except RejectedImage as error:
         return Rejection(error.code, error.reason)
+    except MemoryError:
+        return _no_memory()
+
+
+def _no_memory() -> Rejection:
+    return Rejection("E_MEMORY", "no memory to read it")
+
+
+def _check_side(pixels: Pixels, least: int) -> None:
+    height, width = pixels.shape[-3:-1]
+    if min(height, width) < least:
+        raise RejectedImage("E_TOO_SMALL", f"the image has {width} x {height} pixels, a side below {least} (data.min_side)")
 
 
 def _decode_file(path: str, plan: Plan) -> _Item:
@@ -147,6 +166,61 @@ def _misnamed(path: str, data: bytes) -> tuple[str, ...]:
     kind = sniff(data)
     promised = FORMAT_OF_EXTENSION.get(os.path.splitext(path)[1].lower(), kind)  # noqa: PTH122 - hot
     return ("wrong_extension",) if kind in FORMATS and promised != kind else ()
+
+
+# ---- other questions to files ----------------------------------------------------------------------------------------
+
+
+def read_images(paths: Iterable[str], frames: int | None, geometry: Geometry | None) -> list[Pixels | Rejection]:
+    """Return what a classifier is asked about: each file (`frames`: or folder of frames) decoded as `ingest_files` does.
+
+    With a geometry the pixels are sized.
+    """
+    return [_read_image(path, frames, geometry) for path in paths]
+
+
+def _read_image(path: str, frames: int | None, geometry: Geometry | None) -> Pixels | Rejection:
+    try:
+        if frames is not None and os.path.isdir(path):  # noqa: PTH112 - a name of any bytes
+            pixels = _decode_folder(path, frames, MAX_PIXELS).pixels
+        else:
+            data = read_file(path)
+            pixels = decode(data) if frames is None else decode_frames(data, frames)
+        return pixels if geometry is None else geometry.apply(pixels)
+    except RejectedImage as error:
+        return Rejection(error.code, error.reason)
+    except MemoryError:
+        return _no_memory()
+
+
+def digests(paths: Iterable[str]) -> list[str | Rejection]:
+    """Return the SHA-256 of each file as it is now, of a folder of frames that of all of them: as records have it."""
+    return [_digest(path) for path in paths]
+
+
+def _digest(path: str) -> str | Rejection:
+    try:
+        if os.path.isdir(path):  # noqa: PTH112 - a name of any bytes
+            return _sha256("".join(_sha256(read_file(frame)) for frame in frame_files(path)).encode())
+        return _sha256(read_file(path))
+    except RejectedImage as error:
+        return Rejection(error.code, error.reason)
+    except MemoryError:
+        return _no_memory()
+
+
+def header_shapes(paths: Iterable[str]) -> list[tuple[int, int, int] | None]:
+    """Return what `header_shape` does of each file; of a folder, that of its first frame."""
+    return [_header_shape(path) for path in paths]
+
+
+def _header_shape(path: str) -> tuple[int, int, int] | None:
+    if not os.path.isdir(path):  # noqa: PTH112 - hot
+        return header_shape(path)
+    try:
+        return next((header_shape(frame) for frame in frame_files(path)[:1]), None)
+    except RejectedImage:
+        return None
 
 
 # ---- the record ------------------------------------------------------------------------------------------------------

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
+from tracked_cls import failpoints
 from tracked_cls.console import progress
-from tracked_cls.data.decode import RejectedImage, header_shape
-from tracked_cls.data.files import frame_files
-from tracked_cls.data.ingest import Outcome, Plan, Rejection, Sums, ingest_array, ingest_files, start_worker
+from tracked_cls.data.decode import RejectedImage
+from tracked_cls.data.decoders import Decoders, Limits
+from tracked_cls.data.ingest import Outcome, Plan, Rejection, Sums, digests, header_shapes, ingest_array, ingest_files
 from tracked_cls.data.names import printable
 from tracked_cls.data.sources import Sample, Source
 from tracked_cls.errors import UserError
@@ -27,11 +22,8 @@ from tracked_cls.errors import UserError
 CHUNK = 256  # files per task of a decoding process, and images per write
 _CHUNK_BYTES = 1 << 26  # what a task may bring back; some tasks per process are under way
 _FILE_BYTES = 1 << 22  # a large photo
-_FEW_FILES = 500  # starting processes takes longer than decoding these
 _HEADERS = 100  # files whose headers decide the automatic image size
 _EXAMPLES = 5
-
-Submit = Callable[[Sequence[str]], Callable[[], list[Outcome]]]
 
 
 @dataclass
@@ -54,57 +46,77 @@ class Intake:
             if isinstance(outcome, Rejection)
         ]
 
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """What decoding altered, as (path, change): every accepted file, for each change."""
+        accepted = ((sample.path, outcome.changes) for sample, outcome in self.outcomes if not isinstance(outcome, Rejection))
+        return [(path, change) for path, changes in accepted for change in changes]
+
     def changed(self) -> dict[str, dict[str, object]]:
         """Return what decoding altered -> how many accepted images it altered, and some of their paths."""
         paths: dict[str, list[str]] = {}
-        for sample, outcome in self.outcomes:
-            for change in () if isinstance(outcome, Rejection) else outcome.changes:
-                paths.setdefault(change, []).append(sample.path)
+        for path, change in self.changes:
+            paths.setdefault(change, []).append(path)
         return {change: {"count": len(found), "examples": found[:_EXAMPLES]} for change, found in sorted(paths.items())}
 
 
 def take_in(
-    source: Source, plan: Plan, *, workers: int, keep: Callable[[bytes], None], known: Mapping[str, Outcome] | None = None
+    source: Source,
+    plan: Plan,
+    *,
+    workers: int,
+    keep: Callable[[bytes], None],
+    known: Mapping[str, Outcome] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> Intake:
-    """Decode every sample once, but for those whose outcome is `known` by path; `keep` gets what the cache keeps of each."""
+    """Decode every sample once, but for those whose outcome is `known` by path; `keep` gets what the cache keeps of each.
+
+    Files are decoded in `workers` processes, also where there are few: no file can end or hold up the process that asks.
+    """
     intake = Intake()
-    outcomes = progress(
-        _outcomes(source, plan, workers, known or {}), len(source.samples), f"decoding {source.name}", unit="image"
-    )
+    with Decoders(partial(ingest_files, plan=plan), workers, limits) as decoders:
+        outcomes = _outcomes(source, plan, workers, known or {}, decoders)
+        seen = progress(outcomes, len(source.samples), f"decoding {source.name}", unit="image")
+        _fill(intake, source, seen, keep)
+    return intake
+
+
+def _fill(intake: Intake, source: Source, outcomes: Iterator[Outcome], keep: Callable[[bytes], None]) -> None:
     for sample, outcome in zip(source.samples, outcomes, strict=True):
         if isinstance(outcome, Rejection):
             intake.outcomes.append((sample, outcome))
             continue
         keep(outcome.kept)
+        failpoints.reach("prepare.mid_intake")
         intake.outcomes.append((sample, outcome._replace(kept=b"")))
         intake.samples.append(sample)
         intake.sha256.append(outcome.sha256)
         intake.pixel_digests.append(outcome.pixel_digest)
         intake.shapes.append(outcome.shape)
         intake.sums.append(outcome.sums)
-    return intake
 
 
 # ---- outcomes in order -----------------------------------------------------------------------------------------------
 
 
-def _outcomes(source: Source, plan: Plan, workers: int, known: Mapping[str, Outcome]) -> Iterator[Outcome]:
+def _outcomes(
+    source: Source, plan: Plan, workers: int, known: Mapping[str, Outcome], decoders: Decoders[Outcome]
+) -> Iterator[Outcome]:
     """Yield what became of each sample, in the order of `source.samples`.
 
     Only so many chunks are under way that memory stays small where decoding outruns the writing.
     """
-    under_way: deque[tuple[Sequence[Sample], Sequence[str | None], Callable[[], list[Outcome]]]] = deque()
+    under_way: deque[tuple[Sequence[Sample], Sequence[str | None], Callable[[], Sequence[Outcome]]]] = deque()
     size = _chunk_size(plan)
-    with _decoding(plan, workers, num_unknown=len(source.samples) - len(known)) as submit:
-        for start in range(0, len(source.samples), size):
-            samples = source.samples[start : start + size]
-            paths = [source.path_of(sample) for sample in samples]
-            new = [path for path, sample in zip(paths, samples, strict=True) if path is not None and sample.path not in known]
-            under_way.append((samples, paths, submit(new)))
-            if len(under_way) > 2 * workers:
-                yield from _resolve(source, plan, known, *under_way.popleft())
-        while under_way:
+    for start in range(0, len(source.samples), size):
+        samples = source.samples[start : start + size]
+        paths = [source.path_of(sample) for sample in samples]
+        new = [path for path, sample in zip(paths, samples, strict=True) if path is not None and sample.path not in known]
+        under_way.append((samples, paths, decoders.submit(new) if new else list))
+        if len(under_way) > 2 * workers:
             yield from _resolve(source, plan, known, *under_way.popleft())
+    while under_way:
+        yield from _resolve(source, plan, known, *under_way.popleft())
 
 
 def _resolve(
@@ -113,7 +125,7 @@ def _resolve(
     known: Mapping[str, Outcome],
     samples: Sequence[Sample],
     paths: Sequence[str | None],
-    decoded: Callable[[], list[Outcome]],
+    decoded: Callable[[], Sequence[Outcome]],
 ) -> Iterator[Outcome]:
     """Yield the outcomes of a chunk: known, decoded from files, or made of arrays here."""
     from_files = iter(decoded())
@@ -139,28 +151,31 @@ def _chunk_size(plan: Plan) -> int:
     return max(1, min(CHUNK, _CHUNK_BYTES // each))
 
 
-@contextmanager
-def _decoding(plan: Plan, workers: int, num_unknown: int) -> Iterator[Submit]:
-    """Yield what takes files to decode and returns a call that waits for their outcomes: in processes, if they are many."""
-    if workers == 1 or num_unknown < _FEW_FILES:
-        yield lambda paths: partial(ingest_files, paths, plan)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of every thread of the caller
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    try:
-        yield lambda paths: partial(_result, paths, pool.submit(ingest_files, paths, plan)) if paths else list
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+# ---- a second look ---------------------------------------------------------------------------------------------------
 
 
-def _result(paths: Sequence[str], future: Future[list[Outcome]]) -> list[Outcome]:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise RuntimeError(
-            f"a decoding process died, perhaps for lack of memory, at or soon after {paths[0]!r}; "
-            "data.workers=1 decodes without extra processes, a lower data.max_pixels needs less memory"
-        ) from None
+def altered_files(
+    source: Source,
+    sha256_by_path: Mapping[str, str],
+    workers: int,
+    limits: Limits = Limits(),  # noqa: B008 - immutable
+) -> list[tuple[str, str]]:
+    """Return (path, what is wrong) of accepted files that are no longer what they were when they were prepared.
+
+    Every file is read anew: size and time are not trusted, which a flipped bit leaves as they are.
+    """
+    paths = {sample.path: source.path_of(sample) for sample in source.samples if sample.path in sha256_by_path}
+    files = [(name, path) for name, path in paths.items() if path is not None]
+    with Decoders(digests, workers, limits) as decoders:
+        parts = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+        waiting = [decoders.submit([path for _, path in part]) for part in parts]
+        found = [digest for wait in waiting for digest in wait()]
+    lost = [(name, "no longer listed") for name in sha256_by_path if name not in paths]
+    return lost + [
+        (name, f"{digest.code}: {digest.reason}" if isinstance(digest, Rejection) else "its content has changed")
+        for (name, _), digest in zip(files, found, strict=True)
+        if digest != sha256_by_path[name]
+    ]
 
 
 # ---- a first look ----------------------------------------------------------------------------------------------------
@@ -173,21 +188,28 @@ class Look(NamedTuple):
     channels: int
 
 
-def first_look(source: Source) -> Look:
+def first_look(source: Source, limits: Limits = Limits()) -> Look:  # noqa: B008 - immutable
     """Return what up to 100 evenly spaced images have in common; the side is 32 below 24, and at most 224."""
     step = max(1, len(source.samples) // _HEADERS)
-    found = (_shape_of(source, sample) for sample in islice(source.samples, 0, None, step))
-    shapes = [shape for shape in found if shape is not None]
+    shapes = _shapes(source, source.samples[::step], limits)
     if not shapes:
         return Look(32, 3)  # nothing is readable, which decoding will say
     middle = int(np.median([min(height, width) for height, width, _ in shapes]))
     return Look(32 if middle < 24 else min(middle, 224), max(channels for _, _, channels in shapes))
 
 
+def _shapes(source: Source, samples: Sequence[Sample], limits: Limits) -> list[tuple[int, int, int]]:
+    """Return the shapes of the samples that tell one; also headers are opened in a process of their own."""
+    paths = [source.path_of(sample) for sample in samples]
+    files = [path for path in paths if path is not None]
+    found = [_shape_of(source, sample) for sample, path in zip(samples, paths, strict=True) if path is None]
+    if files:
+        with Decoders(header_shapes, 1, limits) as decoders:
+            found += [None if isinstance(shape, Rejection) else shape for shape in decoders.submit(files)()]
+    return [shape for shape in found if shape is not None]
+
+
 def _shape_of(source: Source, sample: Sample) -> tuple[int, int, int] | None:
-    path = source.path_of(sample)
-    if path is not None:
-        return _shape_of_frames(path) if os.path.isdir(path) else header_shape(path)  # noqa: PTH112 - hot
     try:
         shape = np.shape(source.array(sample))
     except RejectedImage:
@@ -195,13 +217,6 @@ def _shape_of(source: Source, sample: Sample) -> tuple[int, int, int] | None:
     if len(shape) == 2:
         return shape[0], shape[1], 1
     return (shape[-3], shape[-2], shape[-1]) if len(shape) in (3, 4) else None
-
-
-def _shape_of_frames(folder: str) -> tuple[int, int, int] | None:
-    try:
-        return next((header_shape(frame) for frame in frame_files(folder)[:1]), None)
-    except RejectedImage:
-        return None
 
 
 # ---- what is left ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tracked_cls.data.cache import Prepared, open_prepared
+from tracked_cls.data.cache import Prepared, open_partial
 from tracked_cls.transforms import SamplePipeline
 
 Indices = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class ImageDataset(Dataset[Item]):
         return {"folder": self.prepared.folder, "train": self.train, "evaluation": self.evaluation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(open_prepared(state["folder"]), state["train"], state["evaluation"])  # type: ignore[misc]
+        self.__init__(open_partial(state["folder"]), state["train"], state["evaluation"])  # type: ignore[misc]
 
     def batch(self, request: Request) -> Tensor:
         """Return images as they leave their transforms: uint8 or float32 [B,C,S,S], [B,V,C,S,S] after five or ten crops.

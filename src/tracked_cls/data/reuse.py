@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import __version__ as pillow_version
 
-from tracked_cls.data.cache import FORMAT_VERSION, Prepared, open_prepared, verify_prepared
+from tracked_cls.data.cache import FORMAT_VERSION, Prepared, open_partial, verify_prepared
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.ingest import Outcome, Plan, Record, Rejection
 from tracked_cls.data.names import is_utf8
@@ -19,7 +19,7 @@ from tracked_cls.errors import UserError
 
 _LEDGER = "intake.parquet"
 # what may change while a file's size and time stay as they are
-_PASSING = {"E_PERMISSION", "E_READ", "E_MISSING", "E_LINK", "E_NOT_FILE", "E_MEMORY"}
+_PASSING = {"E_PERMISSION", "E_READ", "E_MISSING", "E_LINK", "E_NOT_FILE", "E_MEMORY", "E_TIMEOUT", "E_CRASHED"}
 
 
 def terms(plan: Plan) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def known_outcomes(earlier: Path | None, source: Source, plan: Plan) -> Mapping[
     try:
         verify_prepared(earlier)
         info = json.loads((earlier / "meta.json").read_text(encoding="utf-8"))
-        return _Known(open_prepared(earlier), source, plan) if info.get("terms") == terms(plan) else {}
+        return _Known(open_partial(earlier), source, plan) if info.get("terms") == terms(plan) else {}
     except (OSError, UserError):
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from tracked_cls.errors import UserError
 
 INDEX, DIGESTS = "index.npy", "file_digests.npy"
+_NAME = re.compile(r"shard-\d{5}\.bin")
 _SHARD_BYTES = 1 << 30  # a shard is closed before it grows beyond this, unless one file alone does
 
 
@@ -72,6 +74,11 @@ class Shards:
     def _streams(self) -> list[BinaryIO]:
         last = int(self._index[-1, 0])
         return [_shard(self.folder, shard).open("rb") for shard in range(last + 1)]
+
+
+def is_shard(name: str) -> bool:
+    """Tell whether a file of a prepared set holds images that are checked one by one."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _shard(folder: Path, number: int) -> Path:

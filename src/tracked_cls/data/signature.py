@@ -71,8 +71,10 @@ def _sniff_text(head: bytes) -> str:
     return "text" if is_text and head.decode("utf-8", "ignore") else ""
 
 
-def unidentified(kind: str) -> RejectedImage:
+def unidentified(kind: str, data: bytes) -> RejectedImage:
     """Return the rejection of a file of some kind (as `sniff` told) that Pillow cannot identify."""
+    if kind == "JPEG" and b"\xff\xd9" not in data:
+        return _cut_short(kind)
     if kind in FORMATS:
         return RejectedImage("E_CORRUPT", f"the file starts like {kind}, but its header cannot be read")
     looks = f"; it starts like {kind}" if kind else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _CURE = "add images, or change the fractions, data.split_seed or the splits give
 class Listing:
     """What a split is drawn from: N samples with their labels, the splits given to them, their groups ("" is none).
 
-    `contents` are digests of the decoded pixels.
+    `contents` are digests of the decoded pixels. Exact copies stay together, as groups do, unless `copies_apart`.
     """
 
     labels: Labels
@@ -32,21 +33,47 @@ class Listing:
     paths: Sequence[str]
     contents: Sequence[str]
     groups: Sequence[str]
+    copies_apart: bool = False
 
-    @property
+    @cached_property
+    def splits(self) -> Splits:
+        """The splits [N] before any is drawn: what was given, else train."""
+        return np.array([code_of(split or "train") for split in self.given], np.uint8)
+
+    @cached_property
     def units(self) -> list[str]:
-        """What is kept together [N]: the group of a sample, or itself."""
-        return [f"group {group}" if group else f"sample {path}" for group, path in zip(self.groups, self.paths, strict=True)]
+        """What is kept together [N]: the group of a sample, or itself, with all that hold a copy of one of its pictures."""
+        names = [f"group {group}" if group else f"sample {path}" for group, path in zip(self.groups, self.paths, strict=True)]
+        return names if self.copies_apart else joined(names, self.contents)
+
+
+def joined(names: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """Return the name of each sample's unit [N]: names that share a content are one, under the first of them."""
+    if len(set(contents)) == len(contents):
+        return list(names)
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    holder: dict[str, str] = {}
+    for name, content in zip(names, contents, strict=True):
+        first, second = sorted((root(name), root(holder.setdefault(content, name))))
+        parent[second] = first  # sorted: no order of listing has a say
+    return [root(name) for name in names]
 
 
 def assign_splits(listing: Listing, cfg: DataConfig) -> Splits:
     """Return the split of every sample: given ones are kept, a missing val or test is drawn from train.
 
     Test takes `cfg.test_fraction`, val then `cfg.val_fraction` of what is left: by class and seed, by content with
-    ``data.split=hash``, and group by group where there are groups. Raises `UserError` where a class is left without a
-    training image, val or test without any, or where given splits tear a group apart.
+    ``data.split=hash``, and group by group where there are groups; exact copies of a picture count as one and stay together.
+    Raises `UserError` where a class is left without a training image, val or test without any, or where given splits tear a
+    group apart.
     """
-    splits = np.array([code_of(split or "train") for split in listing.given], np.uint8)
+    splits = listing.splits.copy()
     _check_groups_whole(listing, splits)
     fractions = {_TEST: cfg.test_fraction, _VAL: cfg.val_fraction}
     missing = {code: fraction for code, fraction in fractions.items() if code not in splits}
@@ -56,7 +83,7 @@ def assign_splits(listing: Listing, cfg: DataConfig) -> Splits:
         _draw_groups(splits, listing, missing, cfg.split_seed)
     else:
         _draw_by_class(splits, listing, missing, cfg.split_seed)
-    _check(splits, listing.labels, listing.classes, num_groups=len(set(listing.groups) - {""}))
+    _check(splits, listing.labels, listing.classes, whole=_wholes(listing))
     return splits
 
 
@@ -70,25 +97,34 @@ def _random(seed: int, stream: int) -> np.random.Generator:
 def _draw_by_class(splits: Splits, listing: Listing, missing: Mapping[int, float], seed: int) -> None:
     """Draw per class, so that one class's images move no other's; each split gets at least one image, and train too.
 
-    An image with several labels counts for its rarest one.
+    An image with several labels counts for its rarest one; of exact copies the first is drawn, and the others go with it.
     """
     strata = strata_of(listing.labels)
+    train = np.flatnonzero(splits == _TRAIN)
+    number: dict[str, int] = {}
+    numbers = np.array([number.setdefault(unit, len(number)) for unit in listing.units], np.int64)
+    _, first, unit = np.unique(numbers[train], return_index=True, return_inverse=True)
+    is_first = np.zeros(len(splits), bool)
+    is_first[train[first]] = True
     for stratum in range(strata.max() + 1):
-        pool = np.flatnonzero((strata == stratum) & (splits == _TRAIN))
+        pool = np.flatnonzero((strata == stratum) & is_first)
         if len(pool) < 1 + len(missing):
             if listing.labels.ndim == 1:
-                raise _too_few(listing.classes[stratum], len(pool), missing)
+                has_copies = bool(((strata == stratum) & (splits == _TRAIN)).sum() > len(pool))
+                raise _too_few(listing.classes[stratum], len(pool), missing, has_copies=has_copies)
             continue  # the image may have other labels; what is left in the end is checked
         pool = _random(seed, stratum).permutation(pool)
         for still_missing, (code, fraction) in zip(range(len(missing), 0, -1), missing.items(), strict=True):
             count = min(max(1, round(fraction * len(pool))), len(pool) - still_missing)
             splits[pool[:count]] = code
             pool = pool[count:]
+    splits[train] = splits[train[first]][unit]
 
 
-def _too_few(name: str, count: int, missing: Mapping[int, float]) -> UserError:
+def _too_few(name: str, count: int, missing: Mapping[int, float], *, has_copies: bool) -> UserError:
     needed = ", ".join(["train", *(SPLITS[code] for code in sorted(missing))])
-    return UserError(f"class {name!r} has {count} usable images for {needed}; it needs at least {1 + len(missing)}")
+    usable = "usable images, exact copies counted once," if has_copies else "usable images"
+    return UserError(f"class {name!r} has {count} {usable} for {needed}; it needs at least {1 + len(missing)}")
 
 
 # ---- by content ------------------------------------------------------------------------------------------------------
@@ -96,7 +132,8 @@ def _too_few(name: str, count: int, missing: Mapping[int, float]) -> UserError:
 
 def _draw_by_content(splits: Splits, listing: Listing, missing: Mapping[int, float], seed: int) -> None:
     """Let the hash of an image (or of its group) decide, so that no image moves when others come or go."""
-    names = [f"group {group}" if group else content for group, content in zip(listing.groups, listing.contents, strict=True)]
+    content_of = dict(zip(listing.units, listing.contents, strict=True))
+    names = [unit if unit.startswith("group ") else content_of[unit] for unit in listing.units]
     place = np.array([_uniform(name, seed) for name in names])
     for code, fraction in missing.items():
         splits[(splits == _TRAIN) & (place < fraction)] = code
@@ -166,11 +203,19 @@ def _distance(counts: Indices, target: npt.NDArray[np.float64]) -> float:
 # ---- what must hold in the end ---------------------------------------------------------------------------------------
 
 
-def _check(splits: Splits, labels: Labels, classes: Sequence[str], *, num_groups: int = 0) -> None:
+def _wholes(listing: Listing) -> str:
+    """Return in words what stays whole; nothing where there are no groups."""
+    num_groups = len(set(listing.groups) - {""})
+    num_units = len({unit for unit in listing.units if unit.startswith("group ")})
+    shared = f", {num_groups - num_units} of them with another that has a copy of a picture (data.duplicates=allow parts those)"
+    return f"the groups, {num_groups} in all, stay whole{shared if num_units < num_groups else ''}" if num_groups else ""
+
+
+def _check(splits: Splits, labels: Labels, classes: Sequence[str], *, whole: str = "") -> None:
     """Refuse splits that cannot be learnt from, or that cannot tell what was learnt."""
     counts = [class_counts(labels[splits == code], len(classes)) for code in range(len(SPLITS))]
     sizes = ", ".join(f"{np.count_nonzero(splits == code)} {split}" for code, split in enumerate(SPLITS))
-    cure = f"the groups, {num_groups} in all, stay whole: make them smaller, or {_CURE}" if num_groups else _CURE
+    cure = f"{whole}: make them smaller, or {_CURE}" if whole else _CURE
     for label in np.flatnonzero(counts[_TRAIN] == 0).tolist():
         own = ", ".join(f"{count[label]} {split}" for count, split in zip(counts, SPLITS, strict=True))
         raise UserError(f"class {classes[label]!r} has no training image ({own}); {cure}")
@@ -182,16 +227,17 @@ def _check(splits: Splits, labels: Labels, classes: Sequence[str], *, num_groups
 # ---- folds -----------------------------------------------------------------------------------------------------------
 
 
-def k_folds(manifest: Manifest, folds: int, fold: int, seed: int) -> Manifest:
+def k_folds(manifest: Manifest, folds: int, fold: int, seed: int, *, copies_apart: bool = False) -> Manifest:
     """Return the samples with train and val divided anew: part `fold` of `folds` stratified parts is val; test stays.
 
-    Groups stay whole, and without groups the exact copies of a picture: in two folds, one would have been seen. Images with
-    several labels are stratified by their rarest one. A class with fewer images (or groups) than folds is a `UserError`.
+    Groups stay whole, and so do the exact copies of a picture (in two folds, one would have been seen), which join groups
+    unless `copies_apart`. Images with several labels are stratified by their rarest one. A class with fewer images (or
+    groups) than folds is a `UserError`.
     """
     splits = np.array(manifest.splits)
     pool = np.flatnonzero(splits != _TEST)
     labels = np.asarray(manifest.labels)
-    groups = _group_numbers(manifest, pool)
+    groups = _group_numbers(manifest, pool, copies_apart=copies_apart)
     first, copy_of = _copies(manifest, pool) if groups is None else (np.arange(len(pool)), np.arange(len(pool)))
     _check_enough(labels[pool[first]], groups, folds, manifest.classes)
     splits[pool] = _TRAIN
@@ -201,21 +247,26 @@ def k_folds(manifest: Manifest, folds: int, fold: int, seed: int) -> Manifest:
     return manifest.with_splits(splits)
 
 
-def _group_numbers(manifest: Manifest, pool: Indices) -> Indices | None:
+def _group_numbers(manifest: Manifest, pool: Indices, *, copies_apart: bool) -> Indices | None:
     """Return the number of each sample's group [N]; None where there are no groups."""
     groups = [manifest.groups[index] for index in pool.tolist()]
     if not any(groups):
         return None
     names = [f"group {group}" if group else f"sample {index}" for index, group in enumerate(groups)]
+    names = names if copies_apart else joined(names, _pictures(manifest, pool))
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _copies(manifest: Manifest, pool: Indices) -> tuple[Indices, Indices]:
     """Return the positions [M] of the first of each picture, ascending, and which of them each sample [N] is a copy of."""
-    pictures = [manifest.ids[index].partition("-")[0] for index in pool.tolist()]
     number: dict[str, int] = {}
-    copy_of = np.array([number.setdefault(picture, len(number)) for picture in pictures], np.int64)
+    copy_of = np.array([number.setdefault(picture, len(number)) for picture in _pictures(manifest, pool)], np.int64)
     return np.unique(copy_of, return_index=True)[1].astype(np.int64), copy_of
+
+
+def _pictures(manifest: Manifest, pool: Indices) -> list[str]:
+    """Return the digest of each sample's pixels: its id without the ordinal of copies."""
+    return [manifest.ids[index].partition("-")[0] for index in pool.tolist()]
 
 
 def _part(strata: Indices, units: Indices | None, folds: int, fold: int, seed: int) -> Indices:

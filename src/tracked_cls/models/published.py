@@ -25,8 +25,10 @@ from tracked_cls import weights
 from tracked_cls.console import say
 from tracked_cls.errors import UserError
 from tracked_cls.models import names
+from tracked_cls.redaction import redacted
 
 DEFAULT = "default"
+_SHOWN = 200  # characters of a name in a message
 _PATIENCE_SECONDS = 10.0  # without any byte
 _HALF = ((0.5,) * 3, (0.5,) * 3)
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # torchvision turns ImageNet's scale into x*2-1 inside; our builders do not
@@ -54,7 +56,7 @@ def find(model_name: str, weights_name: str) -> Published:
         return _of_timm(name.removeprefix(names.TIMM), weights_name)
     if name in (names.SMALL_CNN, names.SEQUENTIAL) or names.is_own(name):
         raise UserError(
-            f"model.weights={weights_name}: no such file, and nobody publishes weights of model {name}; give a file, "
+            f"model.weights={weights_name[:_SHOWN]}: no such file, and nobody publishes weights of model {name}; give a file, "
             "runs:/<id> or models:/<name>@<alias>"
         )
     return _of_torchvision(name, weights_name)
@@ -66,7 +68,7 @@ def _choose(model: str, name: str, known: Iterable[str], same: Callable[[str], s
     if same(name) not in by_spelling:
         near = get_close_matches(same(name), by_spelling, n=1)
         raise UserError(
-            f"model.weights={name}: no such file, and no published weights of model {model} have that name"
+            f"model.weights={name[:_SHOWN]}: no such file, and no published weights of model {model} have that name"
             f"{f'; did you mean {by_spelling[near[0]]!r}?' if near else ''}"
             f"; there are {', '.join([DEFAULT, *by_spelling.values()]) if by_spelling else 'none at all'}"
         )
@@ -98,7 +100,7 @@ def _fetched(url: str, source: str) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching weights {source} from {url}")
+    say(f"fetching weights {source} from {redacted(url)}")
     digest = torch.hub.HASH_REGEX.search(path.name)
     with _fetching(source, url, path):
         torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
@@ -118,8 +120,10 @@ def _fetching(source: str, url: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"weights {source} cannot be fetched from {url}: {reason}; put the file by hand at {path}") from None
+        reason = redacted(" ".join(str(error).split())[:200])
+        raise UserError(
+            f"weights {source} cannot be fetched from {redacted(url)}: {reason}; put the file by hand at {path}"
+        ) from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -175,7 +179,7 @@ def _from_hub(cfg: Any, name: str, source: str) -> Path:
     address = f"{hub.constants.ENDPOINT}/{repository}"
     with _fetching(source, address, _by_hand(f"{name}.safetensors")):
         _reach(address)
-        say(f"fetching weights {source} from {address}")
+        say(f"fetching weights {source} from {redacted(address)}")
         return _download(hub, repository, files, revision or None)
 
 

@@ -7,6 +7,8 @@ they would silently be replaced by whatever ``tracked_cls`` the loading process 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tracked_cls import failpoints
 from tracked_cls.serving.pyfunc import COLUMN
 
 MODEL_NAME = "model"
 ONNX, WEIGHTS, META = "model.onnx", "weights.safetensors", "meta.json"
+WEIGHTS_DIGEST, FILES = "weights.digest", "files.sha256"  # tags; the second: JSON, path -> SHA-256 of each file
+_ADDED = {"registered_model_meta", "__pycache__"}  # to a model that is used where it is stored
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAVELLING = (
     "errors.py",
@@ -56,18 +61,62 @@ class Bundle:
 def log_model(bundle: Bundle, run_id: str, *, scratch: Path, example: bytes) -> str:
     """Log a bundle as the model of a run; return its address (``models:/m-...``).
 
-    `example` is an encoded image; it is stored with the model and shown in `mlflow ui`.
+    The weights of a run are logged once: where the run holds them already, that is the address. `example` is an encoded
+    image; it is stored with the model and shown in `mlflow ui`.
     """
+    from mlflow import MlflowClient
+
+    client, weights_digest = MlflowClient(), str(json.loads(bundle.meta.read_text(encoding="utf-8"))["weights_digest"])
+    for earlier in models_of(client, run_id):
+        if earlier.status == "READY" and FILES in earlier.tags and earlier.tags.get(WEIGHTS_DIGEST) == weights_digest:
+            return str(earlier.model_uri)
+        if earlier.status != "READY":  # a process was killed over it
+            client.delete_logged_model(earlier.model_id)
+    model = _announce(client, run_id, {WEIGHTS_DIGEST: weights_digest})
+    folder = _save(bundle, model, scratch, example)
+    client.set_logged_model_tags(model.model_id, {FILES: json.dumps(file_digests(folder))})  # of what was here, not there
+    client.log_model_artifacts(model.model_id, str(folder))
+    failpoints.reach("release.mid_log_model")
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_uri)
+
+
+def models_of(client: Any, run_id: str) -> list[Any]:
+    """Return the models that a run has logged, the half-logged ones as well, the newest first."""
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    return sorted(found, key=lambda model: model.creation_timestamp, reverse=True)
+
+
+def _announce(client: Any, run_id: str, tags: dict[str, str]) -> Any:
+    """Make an empty model that belongs to a run, with its params, and its metrics that have no epoch."""
+    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.tracking.context.registry import resolve_tags
+
+    run = client.get_run(run_id)
+    model = client.create_logged_model(
+        run.info.experiment_id, name=MODEL_NAME, source_run_id=run_id, tags=resolve_tags(tags), params=run.data.params
+    )
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    found = (metric for key in run.data.metrics for metric in client.get_metric_history(run_id, key) if metric.step == 0)
+    own = [Metric(m.key, m.value, m.timestamp, 0, model_id=model.model_id, run_id=run_id) for m in found if m.model_id is None]
+    if own:
+        client.log_batch(run_id, metrics=own)
+    return model
+
+
+def _save(bundle: Bundle, model: Any, scratch: Path, example: bytes) -> Path:
+    """Write the model's folder as MLflow wants it; return it."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    code = _stage_code(scratch)
+    folder, code = scratch / MODEL_NAME, _stage_code(scratch)
+    about = Model(artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=model.source_run_id)
+    about.model_id = model.model_id
     with _importable(scratch):  # MLflow runs the entry point once to see what it makes
-        info = Model.log(
-            artifact_path=None,
-            name=MODEL_NAME,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
+        mlflow.pyfunc.save_model(
+            str(folder),
+            mlflow_model=about,
             python_model=str(_entry_point(scratch)),
             code_paths=[str(code)],
             artifacts={"onnx": str(bundle.onnx), "weights": str(bundle.weights), "meta": str(bundle.meta)},
@@ -75,7 +124,23 @@ def log_model(bundle: Bundle, run_id: str, *, scratch: Path, example: bytes) -> 
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             input_example=_example(example),
         )
-    return str(info.model_uri)
+    for compiled in list(folder.rglob("__pycache__")):
+        shutil.rmtree(compiled)
+    return folder
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a model's folder by its path there.
+
+    What a download and Python add while they use it is left out.
+    """
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): _sha256(path) for name, path in files.items() if not _ADDED & set(name.parts)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def bundle_of(model_folder: Path) -> Bundle:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tracked_cls import checkpoint
+from tracked_cls import checkpoint, failpoints
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
 from tracked_cls.errors import StopRun, UserError
@@ -45,9 +45,10 @@ def _repeat(done: Found, tracker: Tracker) -> Found:
     if not tracker.has(done.run_id):
         raise UserError(f"study {done.study!r} is complete, but its run {done.run_id} is not in this tracking store; another "
                         "tune.study begins anew")  # fmt: skip
-    tracked = tracker.follow(done.run_id)
-    if tracker.is_running(done.run_id):  # its leader was killed
-        tracked.end("FINISHED")
+    tracker.follow(done.run_id)
+    if tracker.status(done.run_id) in ("RUNNING", "KILLED"):  # its leader was killed at the very end
+        with tracker.opened(done.run_id) as tracked:
+            tracked.end("FINISHED")
     say(f"study {done.study!r} is complete; tune.extend=true with more tune.trials goes on, another tune.study begins anew")
     return done
 
@@ -83,10 +84,11 @@ def _help(search: Search, tracker: Tracker) -> Found:
     if not tracker.has(run_id):
         raise UserError(f"study {search.name!r}: its run {run_id} is not in this tracking store; all machines of a study need "
                         "the same tracking.uri")  # fmt: skip
-    tracked = tracker.follow(run_id)
+    tracker.follow(run_id)
     say(f"study {search.name!r} is under way already: helping with it")
-    _let_work(search, tracker.within(tracked), tracked, search.num_trials)
-    return _conclude(search, tracker.within(tracked), tracked)
+    with tracker.opened(run_id) as tracked:
+        _let_work(search, tracker.within(tracked), tracked, search.num_trials)
+        return _conclude(search, tracker.within(tracked), tracked)
 
 
 def _let_work(search: Search, nested: Tracker, tracked: Run, first_number: int) -> None:
@@ -184,7 +186,9 @@ def _conclude(search: Search, nested: Tracker, tracked: Run) -> Found:
         done = _kept(search)
         if done is not None:
             return done
+        failpoints.reach("tune.before_release")
         found = _release(search, queue, ranking, nested, tracked)
+        failpoints.reach("tune.before_conclude")
         search.conclude(asdict(found))
         finals.sweep(queue, winner)
     end_lost_runs(search.study, nested)

@@ -8,13 +8,11 @@ that was just taken look dead for the moment until its new owner has signed it.
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -23,43 +21,12 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tracked_cls.processes import Process
+
+Owner = Process  # of a trial
 _RELEASED = "released"
 _UNSIGNED_SECONDS = 60.0  # the owner signs in milliseconds
 _UNSIGNED_SECONDS_ELSEWHERE = 600.0  # clocks of several machines differ, and heartbeats find the rest
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process: `started` (clock ticks since boot, 0 where unknown) tells it from a later one of the same id."""
-
-    host: str
-    pid: int
-    started: int
-
-    @classmethod
-    def me(cls) -> Owner:
-        """Return this process."""
-        return cls(socket.gethostname(), os.getpid(), (_status(os.getpid()) or ("", 0))[1])
-
-    @classmethod
-    def parse(cls, text: object) -> Owner | None:
-        """Read what ``str(owner)`` wrote; None for anything else."""
-        words = str(text).split(" ")
-        if len(words) != 3 or not (words[1] + words[2]).isdecimal():
-            return None
-        return cls(words[0], int(words[1]), int(words[2]))
-
-    def __str__(self) -> str:
-        return f"{self.host} {self.pid} {self.started}"
-
-    def is_gone(self) -> bool:
-        """Whether the process is known to have ended: only processes of this host can be asked."""
-        if self.host != socket.gethostname():
-            return False
-        status = _status(self.pid)
-        if status is None:
-            return not _exists(self.pid)
-        return status[0] in "ZX" or status[1] != self.started  # Z: ended, and its parent has not looked yet
 
 
 @contextmanager
@@ -206,22 +173,3 @@ def _has_heartbeat(storage: BaseStorage) -> bool:
 def _beat(storage: BaseStorage, identity: int) -> None:
     if _has_heartbeat(storage):
         storage.record_heartbeat(identity)  # type: ignore[attr-defined]
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-def _status(pid: int) -> tuple[str, int] | None:
-    """Return a process's state, and its start in clock ticks since boot; None where there is no /proc, or not that process."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return words[0], int(words[19])  # fields 3 and 22: the command's name before them may hold blanks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import time
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
@@ -18,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tracked_cls import experiment, signals
+from tracked_cls import experiment, failpoints, signals
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
@@ -110,6 +112,7 @@ class Queue:
 
     def _run(self, objective: Objective, claim: ExitStack, trial: Trial) -> float | tuple[float, float]:
         trial.set_user_attr("owner", str(Owner.me()))
+        failpoints.reach("tune.after_claim")
         try:
             claim.close()
             return objective(trial)
@@ -142,12 +145,13 @@ def train(
 
     `before` may end it untrained. An error ends the run FAILED and is raised: it is the objective's to note (`note_error`).
     """
-    run_id = _run_of(trial, tracker, name)
     started = time.monotonic()
-    with tracker.begin(kind, name, continue_id=run_id) as run:
+    with tracker.begin(kind, name, continue_id=trial.user_attrs.get("mlflow_run_id"), **_identity(trial, tracker)) as run:
+        trial.set_user_attr("mlflow_run_id", run.run_id)
         before()
         given = Given(queue.prepared, run, queue.store(trial.number))
         trained = experiment.learn(cfg, tracker, kind=kind, name=name, given=given, on_epoch=on_epoch)
+    failpoints.reach("tune.before_tell")
     reached = {
         "val_accuracy": trained.val.accuracy,
         "val_accuracy_upper": trained.upper_accuracy,
@@ -156,6 +160,7 @@ def train(
         "epochs": trained.epochs,
         "weights.digest": trained.weights_digest,
     }
+    trial.set_user_attr("mlflow_run_id", run.run_id)  # begun while MLflow was away, it had none
     for key, value in {**reached, "seconds": round(time.monotonic() - started, 2)}.items():
         trial.set_user_attr(key, value)
     return trained
@@ -165,10 +170,10 @@ def end_lost_runs(study: Study, tracker: Tracker) -> None:
     """End the runs of trainings that failed without their process, which was killed too often, as what they are: FAILED."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
         run_id, error = trial.user_attrs.get("mlflow_run_id"), trial.user_attrs.get("error")
-        if run_id is not None and error is not None and tracker.is_running(run_id):
-            run = tracker.open(run_id)
-            run.set_tags({"optuna.state": "FAIL", "error": error})
-            run.end("FAILED")
+        if run_id is not None and error is not None and tracker.status(run_id) == "RUNNING":
+            with tracker.opened(run_id) as run:
+                run.set_tags({"optuna.state": "FAIL", "error": error})
+                run.end("FAILED")
 
 
 def note_error(name: str, trial: Trial, tracker: Tracker, error: Exception) -> None:
@@ -178,17 +183,13 @@ def note_error(name: str, trial: Trial, tracker: Tracker, error: Exception) -> N
     say(f"{name} failed: {text.splitlines()[0][:300]}")
     run_id = trial.user_attrs.get("mlflow_run_id")
     if run_id is not None:
-        run = tracker.open(run_id)
-        run.set_tags({"optuna.state": "FAIL"})
-        run.log_text("".join(traceback.format_exception(error)), "error.txt")
+        with tracker.opened(run_id) as run:
+            run.set_tags({"optuna.state": "FAIL"})
+            run.log_text("".join(traceback.format_exception(error)), "error.txt")
 
 
-def _run_of(trial: Trial, tracker: Tracker, name: str) -> str:
-    """Return the MLflow run of a training: the one it had before its process was killed, else a new one."""
-    found = trial.user_attrs.get("mlflow_run_id")
-    if found is None or not tracker.has(str(found)):
-        of_study = {"mlflow.parentRunId": str(tracker.parent), "optuna.study": trial.study.study_name}
-        tags = {**of_study, "optuna.trial_number": str(trial.number)}
-        found = tracker.find(tags) or tracker.create(name, tags)
-        trial.set_user_attr("mlflow_run_id", found)
-    return str(found)
+def _identity(trial: Trial, tracker: Tracker) -> dict[str, Any]:
+    """Return what marks the run of a training, and a key, by which there is one even if the process is killed then."""
+    number, study = str(trial.number), trial.study.study_name
+    key = hashlib.sha256(f"{tracker.parent} {study} {number}".encode()).hexdigest()[:32]
+    return {"key": key, "tags": {"optuna.study": study, "optuna.trial_number": number}}

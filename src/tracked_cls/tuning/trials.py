@@ -135,7 +135,8 @@ class TrialObjective:
                 raise Pruned(f"not trained: {found[_COSTS[name]]:,g} {name}, tune.max_{name}={limit:,g}")
 
     def _tag(self, trial: Trial, tags: dict[str, object]) -> None:
-        self.tracker.open(trial.user_attrs["mlflow_run_id"]).set_tags(tags)
+        with self.tracker.opened(trial.user_attrs["mlflow_run_id"]) as run:
+            run.set_tags(tags)
 
     def _compared(self, value: float) -> str:
         best = self.search.best

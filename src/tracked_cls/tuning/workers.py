@@ -108,7 +108,7 @@ def _worker(cfg: TuneConfig, run_id: str, first_number: int, launcher: int) -> N
     try:
         with open_tracker(cfg.tracking) as tracker:
             search = open_search(cfg, tracker)
-            nested = tracker.within(tracker.open(run_id))
+            nested = tracker.within_id(run_id)
             work(search, nested, first_number, is_orphan=lambda: os.getppid() != launcher)
     except (UserError, StopRun) as error:
         print(f"error: {error}", file=sys.stderr)
