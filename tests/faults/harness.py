@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +147,18 @@ def _kill_group(pid: int) -> None:
 
 def _fork(function: Callable[..., None], *args: object) -> Any:
     context = multiprocessing.get_context("forkserver")
+    _stop_strange_server()
     context.set_forkserver_preload(["tests.faults.preloaded"])
     os.environ.update(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src")]), OMP_NUM_THREADS="1")  # the server's
     process = context.Process(target=function, args=args)
     process.start()
     return process
+
+
+@cache
+def _stop_strange_server() -> None:
+    """End a server that decoders have started in this process: each fork of it would have to import everything."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def _be(command: Command, failpoint: str | None) -> None:
