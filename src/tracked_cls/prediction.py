@@ -79,8 +79,7 @@ def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
         tracked.log_file(output, "tables")
         if rejected:
             tracked.log_file(_beside(output), "tables")
-    for path in (output, _beside(output)):
-        _note(path).unlink(missing_ok=True)
+    _keep(output)
     return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
 
 
@@ -285,6 +284,12 @@ def _is_left_over(path: Path, output: Path) -> bool:
         with path.open("rb") as file:
             return file.readline().strip() == ",".join(REJECTED_COLUMNS).encode()
     return _note(path).is_file() and _note(path).read_text() == _sha256(path)
+
+
+def _keep(output: Path) -> None:
+    """Make what was written the user's, which no later prediction replaces unasked."""
+    for path in (output, _beside(output)):
+        _note(path).unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:
