@@ -16,8 +16,8 @@ from optuna.trial import TrialState, create_trial
 
 from tests.postgres_server import postgres, postgres_server  # noqa: F401
 from tracked_cls.config import TuneConfig
+from tracked_cls.processes import Process
 from tracked_cls.tuning.claims import (
-    Owner,
     counted,
     elsewhere,
     errors_in_a_row,
@@ -33,8 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
 ]
 HERE = socket.gethostname()
-DEAD = Owner(HERE, os.getpid(), 1)  # started when nothing of ours had
-FAR = Owner("far-away", 1, 1)
+DEAD = Process(HERE, os.getpid(), 1)  # started when nothing of ours had
+FAR = Process("far-away", 1, 1)
 
 
 @pytest.fixture(params=["journal", "sqlite", "postgres"])
@@ -93,7 +93,7 @@ def _sleeper():
 
 def _owner_of(process):
     words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return Owner(HERE, process.pid, int(words[19]))
+    return Process(HERE, process.pid, int(words[19]))
 
 
 # ---- trials of dead processes ----------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_a_trial_goes_on_in_place_with_its_number_values_and_run(tmp_path, opene
     assert _take_over(tmp_path, study, storage) == [0]
     waiting = study.trials[0]
     assert waiting.state is TrialState.WAITING
-    assert Owner.parse(waiting.user_attrs["owner"]) is None, "whoever takes it does not look dead before signing"
+    assert Process.parse(waiting.user_attrs["owner"]) is None, "whoever takes it does not look dead before signing"
 
     again = study.ask()
     assert again.number == 0
@@ -133,7 +133,7 @@ def test_a_killed_process_leaves_a_trial_that_another_goes_on_with(tmp_path, pla
 
 def test_trials_that_live_or_may_live_are_left_alone(tmp_path, plain):
     study, storage = plain
-    for owner in (Owner.me(), FAR, None):
+    for owner in (Process.me(), FAR, None):
         _running(study, owner)
     assert _take_over(tmp_path, study, storage) == []
     assert _states(study) == ["RUNNING"] * 3
@@ -142,14 +142,14 @@ def test_trials_that_live_or_may_live_are_left_alone(tmp_path, plain):
 
 def test_a_trial_of_a_lost_machine_is_taken_over_when_told(tmp_path, plain):
     study, storage = plain
-    for owner in (FAR, Owner.me(), Owner("far", 1, 1)):
+    for owner in (FAR, Process.me(), Process("far", 1, 1)):
         _running(study, owner)
     assert _take_over(tmp_path, study, storage, lost_host="far-away") == [0]
 
 
 def test_this_machine_is_never_lost(tmp_path, plain):
     study, storage = plain
-    _running(study, Owner.me())
+    _running(study, Process.me())
     assert _take_over(tmp_path, study, storage, lost_host=HERE) == []
 
 
@@ -236,7 +236,7 @@ def test_a_waiting_trial_gets_a_fresh_heartbeat_so_that_it_does_not_start_stale(
     _running(study, DEAD)
     _age(storage, 0)
     assert _take_over(tmp_path, study, storage) == [0]
-    study.ask().set_user_attr("owner", str(Owner.me()))
+    study.ask().set_user_attr("owner", str(Process.me()))
     optuna.storages.fail_stale_trials(study)
     assert _states(study) == ["RUNNING"]
 
@@ -264,7 +264,7 @@ def test_a_trial_of_a_machine_that_fell_silent_is_made_anew_once(tmp_path, postg
 
 def test_a_trial_that_is_handed_back_has_not_been_restarted(tmp_path, opened):
     study, storage = opened
-    first = _running(study, Owner.me())
+    first = _running(study, Process.me())
     hand_back(study, storage, 0)
     assert _states(study) == ["WAITING"]
     assert "restarts" not in study.trials[0].user_attrs
@@ -276,7 +276,7 @@ def test_a_trial_that_is_handed_back_has_not_been_restarted(tmp_path, opened):
 def test_only_an_own_running_trial_is_handed_back(plain):
     study, storage = plain
     _running(study, FAR)
-    study.tell(_running(study, Owner.me()), 1.0)
+    study.tell(_running(study, Process.me()), 1.0)
     for number in (0, 1, 7):
         hand_back(study, storage, number)
     assert _states(study) == ["RUNNING", "COMPLETE"]

@@ -11,7 +11,8 @@ from tests.postgres_server import postgres, postgres_server  # noqa: F401
 from tracked_cls.config import TuneConfig
 from tracked_cls.config.tuning import PrunerConfig, SamplerConfig
 from tracked_cls.errors import UserError
-from tracked_cls.tuning.claims import Owner, hand_back
+from tracked_cls.processes import Process
+from tracked_cls.tuning.claims import hand_back
 from tracked_cls.tuning.sampling import make_pruner, make_sampler
 from tracked_cls.tuning.storage import open_storage
 
@@ -53,7 +54,7 @@ def _run_all(storage, name, cfg, stops=(), amid=(), seed=3):
     pending, torn = set(stops), set(amid)
 
     def objective(trial):
-        trial.set_user_attr("owner", str(Owner.me()))
+        trial.set_user_attr("owner", str(Process.me()))
         if trial.number in torn:
             torn.remove(trial.number)
             trial.suggest_categorical("optimizer", ["sgd", "adamw"])

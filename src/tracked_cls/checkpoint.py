@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from tracked_cls import failpoints
+from tracked_cls import durable, failpoints
 from tracked_cls.config import CheckpointConfig
 from tracked_cls.console import say
 from tracked_cls.errors import UserError
@@ -27,6 +27,7 @@ from tracked_cls.host import refusal
 from tracked_cls.state import TrainState
 
 _RUN, _ENDED = "run.json", "ENDED"
+_BUFFER_BYTES = 1 << 20
 _CHECKPOINTS = "[0-9]*-[0-9]*.pt"
 _ANEW = "train again with resume=never, which comes to the same weights"
 
@@ -49,11 +50,11 @@ class Attempt:
 
     def adopt(self, run_id: str) -> None:
         """Remember the MLflow run of this attempt."""
-        write(self.folder / _RUN, json.dumps({"run_id": run_id}).encode())
+        durable.write(self.folder / _RUN, json.dumps({"run_id": run_id}).encode())
 
     def end(self, status: str) -> None:
         """Mark the attempt as ended: no later start continues it."""
-        write(self.folder / _ENDED, status.encode())
+        durable.write(self.folder / _ENDED, status.encode())
 
     @property
     def has_ended(self) -> bool:
@@ -99,14 +100,14 @@ def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = 
     failpoints.reach("checkpoint.before_write")
     stream = _Stream(temporary)
     try:
-        with stream:
-            torch.save(state.state_dict(), stream)  # type: ignore[arg-type]
+        with stream.opened() as file, _without_crc():
+            torch.save(state.state_dict(), file)
         failpoints.reach("checkpoint.before_sidecar")
-        write(path.with_suffix(".sha256"), stream.digest.encode())
+        durable.write(path.with_suffix(".sha256"), stream.digest.encode())
         failpoints.reach("checkpoint.before_rename")
-        _publish(temporary, path)
+        durable.publish(temporary, path)
     except OSError as error:
-        _discard(temporary)
+        durable.discard(temporary)
         raise UserError(
             f"checkpoint.store: {refusal(error, path, stream.size_bytes) or f'{path}: {error}'}; "
             "what was saved before is whole, and the same command continues from there"
@@ -115,7 +116,17 @@ def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = 
     _sweep(state, attempt, policy or CheckpointConfig())
 
 
-class _Stream:
+@contextmanager
+def _without_crc() -> Iterator[None]:
+    """Leave out the sums that torch computes of each tensor: the file's SHA-256 says more."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+class _Stream(io.RawIOBase):
     """A new file that knows the digest of what was to be written, whatever the disk makes of it.
 
     Its first error is raised as it is closed: on its way through torch's writer it would become another one.
@@ -127,19 +138,24 @@ class _Stream:
         self._sha256 = hashlib.sha256()
         self._error: OSError | None = None
 
-    def __enter__(self) -> None:
-        self._file = self._path.open("wb", buffering=0)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._error is not None:
-            raise self._error
+    @contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """Give what to write to: it gathers the thousands of small pieces that torch writes."""
+        with self._path.open("wb", buffering=0) as self._file:
+            with io.BufferedWriter(self, _BUFFER_BYTES) as buffer:
+                yield buffer
+            if self._error is not None:
+                raise self._error
 
     @property
     def digest(self) -> str:
         return self._sha256.hexdigest()
 
-    def write(self, data: memoryview) -> int:
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
         self.size_bytes += len(data)
         self._sha256.update(data)
         left = memoryview(data)
@@ -149,9 +165,6 @@ class _Stream:
         except OSError as error:
             self._error = error
         return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: there is no buffer."""
 
 
 def restore(state: TrainState, attempt: Attempt) -> bool:
@@ -286,40 +299,7 @@ def _delete(paths: Iterable[Path]) -> None:
 
 def _is_sound(path: Path) -> bool:
     sidecar = path.with_suffix(".sha256")
-    return sidecar.exists() and sidecar.read_bytes() == _sha256(path).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a small file so that it is never seen half-written."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        _publish(temporary, path)
-    except OSError:
-        _discard(temporary)
-        raise
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Make a complete temporary file appear under its name, and stay there through a loss of power."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _discard(temporary: Path) -> None:
-    with suppress(OSError):  # a folder that cannot be written any more
-        temporary.unlink(missing_ok=True)
+    return sidecar.exists() and sidecar.read_bytes() == durable.sha256_of(path).encode()
 
 
 def _lock(file: IO[str], folder: Path) -> None:

@@ -17,7 +17,7 @@ from tracked_cls.console import say
 from tracked_cls.errors import UserError
 from tracked_cls.journal import Entry, Held, Journal, journals, run_of
 from tracked_cls.processes import Process
-from tracked_cls.redaction import redacted
+from tracked_cls.redaction import reason_of, redacted
 from tracked_cls.tracking import StoreError, Tracker
 
 _KEPT_SECONDS = 30 * 24 * 3600.0  # of the journal of a run that nobody continues
@@ -121,7 +121,7 @@ def _take_over(tracker: Tracker) -> list[tuple[Journal, int]]:
             left += _recover(tracker)
             _reap(tracker)
         except StoreError as error:  # away again; the next command will do
-            say(f"warning: what earlier processes left was not looked through: {redacted(str(error).splitlines()[0])[:200]}")
+            say(f"warning: what earlier processes left was not looked through: {reason_of(error, 200)}")
     return left
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, experiment, failpoints, gallery, job, preparation
+from tracked_cls import assessment, checkpoint, durable, evaluation, experiment, failpoints, gallery, job, preparation
 from tracked_cls.beginning import open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import make_compute
@@ -141,7 +141,7 @@ def _write(path: Path, trained: Trained) -> None:
     facts = json.dumps({"run_id": trained.run_id, "best_epoch": trained.best_epoch, "curves": trained.curves})
     stream = io.BytesIO()
     np.savez(stream, indices=trained.indices, logits=trained.val.logits, labels=trained.val.labels, facts=np.array(facts))
-    checkpoint.write(path, stream.getvalue())
+    durable.write(path, stream.getvalue())
 
 
 def _read(path: Path, fold: int, prepared: Prepared) -> FoldResult | None:

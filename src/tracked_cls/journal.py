@@ -180,11 +180,6 @@ class Journal:
         return 0.0 if not self._entries else max(0.0, time.time() - self._entries[-1].time_ms / 1000)
 
     @property
-    def first_parent(self) -> str | None:
-        """What stands for the run that this one is nested in."""
-        return None if not self._entries else self._entries[0].content.get("parent")
-
-    @property
     def pending(self) -> list[Entry]:
         """The entries that have not arrived, in order."""
         with self._guard:
@@ -208,13 +203,6 @@ class Journal:
     def is_lost(self) -> bool:
         """Whether its beginning is damaged, so that nobody can tell which run it is for."""
         return bool(self._entries) and self._entries[0].kind == "unreadable" and self.run_id is None
-
-    @property
-    def ended(self) -> str | None:
-        """The status that the run was last ended with; None while it goes on."""
-        with self._guard:
-            last = self._last_status
-            return None if last is None or last.kind == "open" else str(last.content.get("status", "KILLED"))
 
     @property
     def _last_status(self) -> Entry | None:

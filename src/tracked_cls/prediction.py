@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -19,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import failpoints, registry
+from tracked_cls import durable, failpoints, registry
 from tracked_cls.config import PredictConfig, find_input, workspace
 from tracked_cls.console import progress
 from tracked_cls.data.decode import Pixels, RejectedImage
@@ -131,15 +130,14 @@ def _write(
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
     """Yield a text file that is there under its name, and on the disk, once the block has ended well."""
-    me = Process.me()
-    temporary = path.with_name(f".tmp-{me.pid}-{me.started}@{me.host}-{path.name}")
+    temporary = path.with_name(f".tmp-{path.name}-{Process.me().mark}")
     _sweep(path)
     try:
         with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _note(path).write_text(_sha256(temporary))
+        _note(path).write_text(durable.sha256_of(temporary))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -147,9 +145,9 @@ def _whole(path: Path) -> Iterator[TextIO]:
 
 def _sweep(path: Path) -> None:
     """Remove what processes of this machine that were killed left of a file."""
-    for left in path.parent.glob(".tmp-*"):
-        found = re.fullmatch(r"\.tmp-(\d+)-(\d+)@(.+)", left.name.removesuffix(f"-{path.name}"))
-        if found and left.name.endswith(f"-{path.name}") and Process(found[3], int(found[1]), int(found[2])).is_gone():
+    for left in path.parent.glob(f".tmp-{escape(path.name)}-*"):
+        process = Process.marked(left.name)
+        if process is not None and process.is_gone():
             left.unlink(missing_ok=True)
 
 
@@ -283,7 +281,7 @@ def _is_left_over(path: Path, output: Path) -> bool:
     if path != output and not output.exists():
         with path.open("rb") as file:
             return file.readline().strip() == ",".join(REJECTED_COLUMNS).encode()
-    return _note(path).is_file() and _note(path).read_text() == _sha256(path)
+    return _note(path).is_file() and _note(path).read_text() == durable.sha256_of(path)
 
 
 def _keep(output: Path) -> None:
@@ -295,11 +293,6 @@ def _keep(output: Path) -> None:
 def _note(path: Path) -> Path:
     """Return the file that holds the digest of what was written at `path`, until the run has ended."""
     return path.with_name(f".tmp-{path.name}.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:

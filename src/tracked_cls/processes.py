@@ -45,6 +45,17 @@ class Process:
     def __str__(self) -> str:
         return f"{self.host} {self.pid} {self.started} {self.boot}".rstrip()
 
+    @property
+    def mark(self) -> str:
+        """What ends the name of a file that the process has under way."""
+        return f"{self.pid}-{self.started}@{self.host}"
+
+    @classmethod
+    def marked(cls, name: str) -> Process | None:
+        """Return the process that has a file of this name under way; None for any other name."""
+        found = re.fullmatch(r".*-(\d{1,9})-(\d+)@(.+)", name, re.ASCII | re.DOTALL)
+        return None if found is None else cls(found[3], int(found[1]), int(found[2]))
+
     def is_gone(self) -> bool:
         """Whether the process is known to have ended: only processes of this host can be asked."""
         if self.host != socket.gethostname():

@@ -28,6 +28,12 @@ def redacted(text: str) -> str:
     return _HEADER.sub(rf"\1{_HIDDEN}", text)
 
 
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """Return the first line of what an error says, without secrets; its kind, where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return redacted(lines[0])[:longest] if lines else type(error).__name__
+
+
 def without_credentials(address: str) -> str:
     """Return an address without its user, password and token: what may be kept, and connected with by who has them."""
     parts = urlsplit(address)

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from tracked_cls.errors import UserError
-from tracked_cls.redaction import redacted
+from tracked_cls.redaction import reason_of, redacted
 from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, file_digests, models_of
 from tracked_cls.tracking.store import is_refusal
 
@@ -52,7 +52,7 @@ def resolve(client: MlflowClient, uri: str) -> tuple[Bundle, str]:
         exact = _exact(client, uri)
         bundle = bundle_of(_verified(client, exact, uri))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: it cannot be read now: {_first_line(error)}") from None
+        raise UserError(f"{uri}: it cannot be read now: {reason_of(error)}") from None
     if not bundle.meta.exists():
         raise UserError(f"{uri}: not a model of this project: it holds no {bundle.meta.name}")
     return bundle, exact
@@ -66,7 +66,7 @@ def _verified(client: MlflowClient, exact: str, uri: str) -> Path:
         found = file_digests(folder)
     except (MlflowException, OSError) as error:
         _raise_outage(error)
-        raise UserError(f"{uri}: its files cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{uri}: its files cannot be read: {reason_of(error)}") from None
     for name in sorted({*promised, *found}):
         if found.get(name) != promised.get(name):
             kind = "is missing" if name not in found else "does not belong to it" if name not in promised else "has changed"
@@ -80,7 +80,7 @@ def _promised(client: MlflowClient, exact: str, uri: str) -> dict[str, str]:
         tags = _tags_of(client, exact, uri)
     except MlflowException as error:
         _raise_outage(error)
-        raise UserError(f"{uri}: it cannot be looked up: {_first_line(error)}") from None
+        raise UserError(f"{uri}: it cannot be looked up: {reason_of(error)}") from None
     if FILES not in tags:
         raise UserError(f"{uri}: refused unread: it has no digests of its files (tag {FILES}), so this project did not log it")
     try:
@@ -234,7 +234,3 @@ def tag_version(client: MlflowClient, version: Version, tags: Mapping[str, str])
 
 def _version(found: object) -> Version:
     return Version(found.name, int(found.version), found.run_id, dict(found.tags))  # type: ignore[attr-defined]
-
-
-def _first_line(error: Exception) -> str:
-    return redacted(str(error).splitlines()[0]) if str(error) else type(error).__name__

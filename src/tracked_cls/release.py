@@ -9,8 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tracked_cls import assessment, conversion, failpoints, promotion, tracking, weights
-from tracked_cls.checkpoint import write
+from tracked_cls import assessment, conversion, durable, failpoints, promotion, tracking, weights
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.data.encode import to_png
@@ -18,7 +17,7 @@ from tracked_cls.data.loaders import Split
 from tracked_cls.errors import UserError
 from tracked_cls.job import Job
 from tracked_cls.promotion import Promotion
-from tracked_cls.redaction import redacted
+from tracked_cls.redaction import reason_of
 from tracked_cls.serving.packaging import Bundle, log_model
 from tracked_cls.state import TrainState
 from tracked_cls.tracking import Run, Tracker
@@ -68,7 +67,7 @@ def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any]) -> Relea
         except (tracking.StoreError, OSError) as error:
             if tracking.is_refusal(error):
                 raise
-            say(f"warning: the model could not be logged ({redacted(str(error).splitlines()[0])[:200]}); trying again")
+            say(f"warning: the model could not be logged ({reason_of(error, 200)}); trying again")
     reason = f"the tracking store does not answer; the model waits in {task['folder']} (python -m pipelines.sync)"
     tracked.set_tags({"promotion.verdict": "waiting", "promotion.reason": reason})
     tracked.add(WAITING, **task)
@@ -93,7 +92,7 @@ def _name_run(bundle: Bundle, run_id: str) -> None:
     """Write the run's id into the description of a model that was exported before MLflow had given it one."""
     meta = json.loads(bundle.meta.read_text(encoding="utf-8"))
     if meta["run_id"] != run_id:
-        write(bundle.meta, _as_json({**meta, "run_id": run_id}))
+        durable.write(bundle.meta, _as_json({**meta, "run_id": run_id}))
 
 
 def _export(job: Job, state: TrainState) -> Bundle:
@@ -115,7 +114,7 @@ def _export(job: Job, state: TrainState) -> Bundle:
         "multi_label": manifest.multi_label,
         "label_separator": cfg.data.label_separator,
     }
-    write(bundle.meta, _as_json(meta))
+    durable.write(bundle.meta, _as_json(meta))
     return bundle
 
 

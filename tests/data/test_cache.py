@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tracked_cls import durable
 from tracked_cls.config import DataConfig
 from tracked_cls.data import cache
 from tracked_cls.errors import UserError
@@ -59,7 +60,7 @@ def test_a_final_folder_without_complete_is_replaced(tmp_path):
 
 def test_complete_is_written_after_everything_else_is_on_the_disk(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(cache, "_sync", lambda path: synced.append((path.name, (path.parent / "COMPLETE").exists())))
+    monkeypatch.setattr(durable, "sync", lambda path: synced.append((path.name, (path.parent / "COMPLETE").exists())))
     publish(tmp_path / "set" / "key")
     names = [name for name, _ in synced]
     assert names.index("meta.json") < names.index("COMPLETE")

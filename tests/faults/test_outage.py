@@ -244,12 +244,10 @@ def test_a_child_finds_a_parent_whose_journal_is_gone(site, line):
             line.away = False
             _arrive(parent)
             line.away = True
-            ref = parent.journal.ref
             parent.journal.folder.rename(parent.journal.folder.with_name("moved"))
             line.away = False
             assert child.flush(30)
             (site.journal / "moved").rename(parent.journal.folder)
-    assert child.journal.first_parent in (ref, parent.run_id)
     runs = {run.info.run_name: run for run in site.runs}
     assert runs["child"].data.tags["mlflow.parentRunId"] == runs["parent"].info.run_id
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tracked_cls import failpoints
+from tracked_cls import durable, failpoints
 from tracked_cls.config import DataConfig
 from tracked_cls.data.decode import Pixels, RejectedImage, decode
 from tracked_cls.data.manifest import Indices, Manifest, load_manifest
@@ -23,6 +21,7 @@ from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.shards import Shards, is_shard
 from tracked_cls.data.storage import PIXELS
 from tracked_cls.errors import UserError
+from tracked_cls.processes import Process
 
 FORMAT_VERSION = 2
 COMPLETE = "COMPLETE"
@@ -119,12 +118,8 @@ def current(store: Path, label: str) -> Path | None:
 
 def set_current(folder: Path) -> None:
     """Note a prepared set as its data's latest."""
-    temporary = folder.parent / f".current-{os.getpid()}"
-    temporary.write_text(folder.name + "\n", encoding="utf-8")
-    _sync(temporary)
     failpoints.reach("prepare.before_current")
-    temporary.replace(folder.parent / "current")
-    _sync(folder.parent)
+    durable.write(folder.parent / "current", f"{folder.name}\n".encode())
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -175,7 +170,7 @@ def _check_files(folder: Path, *, shards: bool) -> None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"{path}: missing, or not of its {size} bytes; {_CURE}")
-        if (shards or not is_shard(name)) and _sha256(path) != digest:
+        if (shards or not is_shard(name)) and durable.sha256_of(path) != digest:
             raise UserError(f"{path}: its content has changed; {_CURE}")
 
 
@@ -190,11 +185,6 @@ def _promised(folder: Path) -> dict[str, tuple[int, str]]:
         raise UserError(f"{folder / COMPLETE}: cannot be read; {_CURE}") from None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +195,7 @@ def staging(final: Path) -> Iterator[Path]:
     If another process finished first, its result stays and ours goes. Nobody ever sees a half-written set as complete.
     """
     _sweep(final.parent)
-    partial = final.parent / f".partial-{final.name}-{os.getpid()}@{_host()}"
+    partial = final.parent / f".partial-{final.name}-{Process.me().mark}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -217,17 +207,17 @@ def staging(final: Path) -> Iterator[Path]:
 
 def _publish(partial: Path, final: Path) -> None:
     files = sorted(path for path in partial.iterdir() if path.is_file())
-    contents = {path.name: [path.stat().st_size, _sha256(path)] for path in files}
+    contents = {path.name: [path.stat().st_size, durable.sha256_of(path)] for path in files}
     for path in files:
-        _sync(path)
-    _sync(partial)  # the files' names are on disk before COMPLETE vouches for them
+        durable.sync(path)
+    durable.sync(partial)  # the files' names are on disk before COMPLETE vouches for them
     failpoints.reach("prepare.before_complete")
     (partial / COMPLETE).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-    _sync(partial / COMPLETE)
-    _sync(partial)
+    durable.sync(partial / COMPLETE)
+    durable.sync(partial)
     failpoints.reach("prepare.after_complete")
     _move(partial, final)
-    _sync(final.parent)
+    durable.sync(final.parent)
     failpoints.reach("prepare.after_publish")
 
 
@@ -246,33 +236,7 @@ def _move(partial: Path, final: Path) -> None:
 
 def _sweep(parent: Path) -> None:
     """Remove what processes of this machine left when they were killed."""
-    for path in parent.glob(".partial-*"):
-        pid, _, host = path.name.rpartition("-")[2].partition("@")
-        if host == _host() and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _host() -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
+    for path in [*parent.glob(".partial-*"), *parent.glob(".tmp-*")]:
+        process = Process.marked(path.name)
+        if process is not None and process.is_gone():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else durable.discard(path)

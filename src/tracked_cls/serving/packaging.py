@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tracked_cls import failpoints
+from tracked_cls import durable, failpoints
 from tracked_cls.serving.pyfunc import COLUMN
 
 MODEL_NAME = "model"
@@ -135,12 +135,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     What a download and Python add while they use it is left out.
     """
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): _sha256(path) for name, path in files.items() if not _ADDED & set(name.parts)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {name.as_posix(): durable.sha256_of(path) for name, path in files.items() if not _ADDED & set(name.parts)}
 
 
 def bundle_of(model_folder: Path) -> Bundle:

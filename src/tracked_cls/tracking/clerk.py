@@ -73,7 +73,7 @@ class Clerk:
         run_id, adopt = journal.run_id or asked.get("run_id"), asked.get("adopt")
         if run_id is not None and self._reopen(run_id):
             if adopt not in (None, run_id):
-                self._point(adopt, run_id)
+                self.point(adopt, run_id)
         elif adopt is not None:
             run_id = self._adopt(adopt, asked)
         else:
@@ -129,7 +129,7 @@ class Clerk:
             raise NotYet(ref)
         return run_id
 
-    def _point(self, pointer: str, run_id: str) -> None:
+    def point(self, pointer: str, run_id: str) -> None:
         """End the run that `mlflow run` opened as a pointer to the one that goes on."""
         self._client.log_batch(pointer, tags=[RunTag("kind", "resume"), RunTag("continues", run_id)])
         self._client.set_terminated(pointer, "FINISHED")

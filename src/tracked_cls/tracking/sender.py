@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from tracked_cls import failpoints
 from tracked_cls.console import say
 from tracked_cls.journal import Journal
-from tracked_cls.redaction import redacted
+from tracked_cls.redaction import reason_of
 from tracked_cls.tracking.clerk import Clerk, NotYet
 from tracked_cls.tracking.store import Store, is_refusal
 
 _HEARTBEAT_SECONDS = 60.0
 _STALL_SECONDS = 30.0  # a store that takes a connection and says nothing
-_QUICK, _LONGEST_SECONDS = (
-    ("open", "attach", "reap", "params", "metrics", "tags", "drop_tags", "inputs", "end"),
-    600.0,
-)  # others upload
+_QUICK = ("open", "attach", "reap", "params", "metrics", "tags", "drop_tags", "inputs", "end")  # others upload
+_LONGEST_SECONDS = 600.0
 _OPENINGS = ("open", "attach")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
@@ -112,10 +110,7 @@ class Sender:
         """Let go of a journal; one that has served its purpose is removed."""
         with self._news:
             self._lines.pop(journal.key, None)
-            is_parent = any(
-                line.journal.first_parent == journal.ref and line.journal.run_id is None for line in self._lines.values()
-            )
-        journal.close(remove=journal.may_go and not is_parent)
+        journal.close(remove=journal.may_go)
 
     def close(self, patience: float) -> list[Journal]:
         """Deliver what can be delivered within `patience` seconds without an answer, and end; return what is left."""
@@ -181,7 +176,7 @@ class Sender:
             if pending[0].kind == "metrics" and not line.singly:  # which of those that were sent together?
                 line.singly = True
                 return True
-            self._tell_refusal(line, pending[0].kind, _first_line(error))
+            self._tell_refusal(line, pending[0].kind, reason_of(error))
             count, facts = 1, {"refused": (line.journal.fact("refused") or 0) + 1}
         if line.failing_since is not None and self._has_warned:
             self._has_warned = False
@@ -200,7 +195,7 @@ class Sender:
     def _pause(self, line: _Line, error: Exception) -> None:
         if line.failing_since is None:
             line.failing_since = time.monotonic()
-        line.reason = self._store.absence() or _first_line(error)
+        line.reason = self._store.absence() or reason_of(error)
         if not self._has_warned:
             self._has_warned = True
             say(f"warning: {line.reason}; what is logged waits in {line.journal.folder.parent}, and work goes on")
@@ -215,8 +210,4 @@ class Sender:
         try:
             self._clerk.beat(journal)
         except Exception as error:  # the next one will do
-            line.reason = _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return redacted((str(error).splitlines() or [type(error).__name__])[0])[:300]
+            line.reason = reason_of(error)

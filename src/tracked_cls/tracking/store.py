@@ -21,7 +21,7 @@ from mlflow.utils.rest_utils import http_request
 from tracked_cls import failpoints
 from tracked_cls.config import TrackingConfig, tracking_uri
 from tracked_cls.errors import UserError
-from tracked_cls.redaction import redacted, without_credentials
+from tracked_cls.redaction import reason_of, without_credentials
 
 # what they say below these levels is about themselves, not about the run
 _LOG_LEVELS = {
@@ -100,9 +100,8 @@ class Store:
         try:
             self.client.search_experiments(max_results=1)
         except MlflowException as error:
-            reason = redacted(str(error).splitlines()[0])[:300]
             raise UserError(
-                f"tracking.uri: {self.label} refuses: {reason}; a server that asks who is there wants "
+                f"tracking.uri: {self.label} refuses: {reason_of(error)}; a server that asks who is there wants "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
             ) from None
 
@@ -123,7 +122,7 @@ class Store:
 def _cause(error: Exception) -> str:
     """Return what stood in the way, without the layers around it."""
     found = re.search(r"\[Errno -?\d+\] ([^\"')]+)|(timed out|CERTIFICATE_VERIFY_FAILED)", str(error))
-    return (found[1] or found[2]) if found else redacted((str(error).splitlines() or [type(error).__name__])[0])[:200]
+    return (found[1] or found[2]) if found else reason_of(error, 200)
 
 
 def connect(cfg: TrackingConfig) -> Store:

@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -21,7 +20,7 @@ from tracked_cls.config import TrackingConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.errors import Interrupted, StopRun, UserError
 from tracked_cls.journal import REF, Held, Journal, journals, run_of
-from tracked_cls.redaction import redacted
+from tracked_cls.redaction import reason_of, redacted
 from tracked_cls.tracking.clerk import KEY_TAG, Clerk
 from tracked_cls.tracking.run import PATIENCE_SECONDS, Run
 from tracked_cls.tracking.sender import Sender
@@ -60,11 +59,6 @@ class Tracker:
         """What the journals call the store."""
         return self.store.name_in(self.journals)
 
-    @property
-    def uri(self) -> str:
-        """The store's address."""
-        return self.store.uri
-
     def within(self, run: Run) -> Tracker:
         """Return a tracker whose runs are nested in `run`."""
         return self.within_id(run.run_id)
@@ -84,8 +78,7 @@ class Tracker:
         own = self._own(run_id)
         journal = own or _patiently(lambda: Journal.create(self.journals))
         if own is None:
-            home = {"name": self.home.name, "id": self.home.id}
-            journal.add("attach", run_id=run_id, home=home, store=self.store_name)
+            journal.add("attach", run_id=run_id, home=asdict(self.home), store=self.store_name)
             self.sender.take(journal)
         run = self._run(journal)
         try:
@@ -129,8 +122,7 @@ class Tracker:
     def follow(self, run_id: str) -> None:
         """Leave a run to another process that leads it; the one that `mlflow run` opened ends as a pointer to it."""
         if self.adoptable not in (None, run_id):
-            self.client.log_batch(str(self.adoptable), tags=[RunTag("kind", "resume"), RunTag("continues", run_id)])
-            self.client.set_terminated(str(self.adoptable), "FINISHED")
+            self.clerk.point(str(self.adoptable), run_id)
 
     @contextmanager
     def begin(
@@ -189,7 +181,7 @@ class Tracker:
             "run_name": self.run_name,
             "parent": self.parent,
             "tags": resolve_tags(dict(tags)),
-            "home": {"name": self.home.name, "id": self.home.id},
+            "home": asdict(self.home),
             "store": self.store_name,
         }
         journal.add("open", **asked)
@@ -235,8 +227,8 @@ def open_tracker(cfg: TrackingConfig, *, must_answer: bool = False) -> Iterator[
         home = Home(home.name, store.experiment_id(home)) if absence is None else home
     except StoreError as error:
         if must_answer or is_refusal(error):
-            raise UserError(f"tracking.uri: {store.label}: {redacted(str(error).splitlines()[0])[:300]}") from None
-        absence = f"the tracking store at {store.label} does not work ({redacted(str(error).splitlines()[0])[:200]})"
+            raise UserError(f"tracking.uri: {store.label}: {reason_of(error)}") from None
+        absence = f"the tracking store at {store.label} does not work ({reason_of(error, 200)})"
     if absence is not None:
         say(f"warning: {absence}; what is logged waits in {journal_store(cfg)}, and work goes on")
     clerk = Clerk(store)

@@ -12,9 +12,10 @@ from tracked_cls import checkpoint, failpoints
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
 from tracked_cls.errors import StopRun, UserError
+from tracked_cls.processes import Process
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.tuning import finals, results, workers
-from tracked_cls.tuning.claims import Owner, locked
+from tracked_cls.tuning.claims import locked
 from tracked_cls.tuning.queue import Queue, end_lost_runs
 from tracked_cls.tuning.results import Found
 from tracked_cls.tuning.storage import masked
@@ -146,7 +147,7 @@ def _leading(search: Search) -> Iterator[bool]:
 
 
 def _take_the_lead(search: Search) -> bool:
-    me, leader = Owner.me(), Owner.parse(search.study.user_attrs.get("leader"))
+    me, leader = Process.me(), Process.parse(search.study.user_attrs.get("leader"))
     if leader is not None and leader.host not in (me.host, search.cfg.tune.lost_host):
         return False
     search.study.set_user_attr("leader", str(me))
@@ -178,9 +179,9 @@ def _conclude(search: Search, nested: Tracker, tracked: Run) -> Found:
     queue = finals.open_finals(search)
     ranking = finals.judge(search, queue)
     winner = ranking[0].median
-    host = Owner.parse(winner.user_attrs.get("owner"))
+    host = Process.parse(winner.user_attrs.get("owner"))
     is_here = checkpoint.has_checkpoints(queue.store(winner.number))
-    if not is_here and host is not None and host.host not in (Owner.me().host, search.cfg.tune.lost_host):
+    if not is_here and host is not None and host.host not in (Process.me().host, search.cfg.tune.lost_host):
         return _await_end(search, host.host)
     with locked(search.folder / "end.lock"):
         done = _kept(search)

@@ -23,7 +23,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tracked_cls.processes import Process
 
-Owner = Process  # of a trial
 _RELEASED = "released"
 _UNSIGNED_SECONDS = 60.0  # the owner signs in milliseconds
 _UNSIGNED_SECONDS_ELSEWHERE = 600.0  # clocks of several machines differ, and heartbeats find the rest
@@ -66,7 +65,7 @@ def errors_in_a_row(study: Study, since_number: int = 0) -> int:
 
 def elsewhere(study: Study) -> list[str]:
     """Return the other hosts whose processes own running trials."""
-    owners = [Owner.parse(trial.user_attrs.get("owner")) for trial in _running(study)]
+    owners = [Process.parse(trial.user_attrs.get("owner")) for trial in _running(study)]
     return sorted({owner.host for owner in owners if owner is not None} - {socket.gethostname()})
 
 
@@ -101,7 +100,7 @@ def hand_back(study: Study, storage: BaseStorage, number: int) -> None:
     `JournalStorage` remembers the one it took last, and might believe that it won it again.
     """
     owners = {trial.number: trial.user_attrs.get("owner") for trial in _running(study)}
-    if owners.get(number) == str(Owner.me()):
+    if owners.get(number) == str(Process.me()):
         _release(storage, trial_id(study, storage, number))
 
 
@@ -127,7 +126,7 @@ def _counts(trial: FrozenTrial) -> bool:
 
 def _is_lost(trial: FrozenTrial, lost_host: str | None, storage: BaseStorage, alone: bool) -> bool:
     signature = trial.user_attrs.get("owner")
-    owner = Owner.parse(signature)
+    owner = Process.parse(signature)
     if owner is None:
         if alone and isinstance(storage, JournalStorage):
             return True

@@ -27,8 +27,9 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.errors import Interrupted, StopRun
 from tracked_cls.experiment import OnEpoch, Trained
 from tracked_cls.job import Given
+from tracked_cls.processes import Process
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import Owner, elsewhere, hand_back, locked, take_over
+from tracked_cls.tuning.claims import elsewhere, hand_back, locked, take_over
 
 _POLL_SECONDS = 1.0
 _TELL_SECONDS = 60.0
@@ -111,7 +112,7 @@ class Queue:
                 torch.cuda.empty_cache()
 
     def _run(self, objective: Objective, claim: ExitStack, trial: Trial) -> float | tuple[float, float]:
-        trial.set_user_attr("owner", str(Owner.me()))
+        trial.set_user_attr("owner", str(Process.me()))
         failpoints.reach("tune.after_claim")
         try:
             claim.close()
