@@ -155,7 +155,8 @@ class _Stream(io.RawIOBase):
         """It is."""
         return True
 
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
+        """Take bytes, or anything like them."""
         self.size_bytes += len(data)
         self._sha256.update(data)
         left = memoryview(data)

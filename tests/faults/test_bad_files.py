@@ -388,7 +388,8 @@ def test_an_interrupted_prediction_leaves_nothing_half_written_and_the_next_one_
 def test_what_killed_predictions_left_is_removed_and_what_others_write_is_not(mixed, tmp_path):
     me = Process.me()
     left = [f".tmp-out.csv-{me.pid}-1@{me.host}", f".tmp-out.rejected.csv-999999999-7@{me.host}"]
-    others = [f".tmp-out.csv.other-{me.mark}", f".tmp-other.csv-{me.pid}-1@{me.host}", ".tmp-out.csv-1-1@elsewhere", ".tmp-mine.csv"]
+    others = [f".tmp-out.csv.other-{me.mark}", f".tmp-other.csv-{me.pid}-1@{me.host}"]
+    others += [".tmp-out.csv-1-1@elsewhere", ".tmp-mine.csv"]
     for name in (*left, *others):
         (tmp_path / name).write_text("half")
     predict(mixed, tmp_path / "out.csv")
