@@ -212,6 +212,7 @@ def registered_model(folder: Path, client: Any) -> Kind:
     bundle.folder.mkdir()
     weights.save(make_model(ModelConfig(name="small_cnn"), Shape(10, 1, SIDE)), bundle.weights)
     bundle.onnx.write_bytes(random.Random(0).randbytes(200_000))
+    bundle.golden.write_bytes(random.Random(1).randbytes(20_000))
     bundle.meta.write_text(json.dumps({"classes": [], "preprocess": {}, "architecture": {}, "weights_digest": "flipped"}))
     experiment = client.create_experiment("bit flips", artifact_location=(folder / "store").as_uri())
     run_id = client.create_run(experiment).info.run_id

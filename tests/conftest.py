@@ -19,7 +19,7 @@ PARAMS = ["--params", str(ROOT / "params" / "train.yaml")]
 
 def fast(**options):
     """Return the words of a training that takes seconds; options are given with `__` for the dot."""
-    words = {"model": "small_cnn", "epochs": 3, "threads": 1, **options}
+    words = {"model": "small_cnn", "epochs": 3, "threads": 1, "tracking.pictures": "false", **options}
     return [*PARAMS, *(word for key, value in words.items() for word in (f"--{key.replace('__', '.')}", str(value)))]
 
 
@@ -31,6 +31,28 @@ def do(use_case, cls, words):
     cfg = load(cls, words)
     with tracking.open_tracker(cfg.tracking) as tracker:
         return use_case(cfg, tracker)
+
+
+@pytest.fixture(scope="session")
+def answers_apart():
+    """How a logged model is asked in a process of its own: seconds, which the tests of other things do without."""
+    from tracked_cls import parity
+
+    return parity.answers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _asked_here(answers_apart):
+    """Ask the exported network in this process instead, wherever a model is checked before it is registered."""
+    from tracked_cls import parity
+    from tracked_cls.serving.classifier import Classifier
+
+    def ask(bundle):
+        return Classifier.load(bundle.onnx, bundle.meta).classify(parity.Golden.load(bundle.golden).images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "answers", ask)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def _light(verb, *words):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("verb", ["main", "prepare", "train", "tune", "evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["main", "prepare", "train", "tune", "evaluate", "promote", "predict"])
 def test_help_answers_without_heavy_imports(verb):
     done = _light(verb, "--help")
     assert done.returncode == 0, done.stderr
@@ -50,6 +50,7 @@ def test_help_answers_without_heavy_imports(verb):
         ("train", ["--optimizer.lr", "-1"], "optimizer.lr must be a number > 0"),
         ("train", ["--lr", "0.1"], "unknown option --lr; did you mean 'optimizer.lr'?"),
         ("evaluate", ["--split", "tset"], "evaluate.split must be one of train, val, test, got 'tset'; did you mean 'test'?"),
+        ("promote", ["--rollback", "true", "--model", "x"], "promote.model has no effect with promote.rollback=true"),
         ("predict", [], "predict.input is required"),
         ("prepare", ["--params", "nope.yaml"], "params file 'nope.yaml' does not exist"),
     ],

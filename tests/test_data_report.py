@@ -115,7 +115,7 @@ def test_a_line_break_in_a_name_is_seen_on_the_page(tmp_path):
 
 def test_every_change_that_decoding_makes_has_words(tmp_path):
     from tracked_cls.data import decode
-    from tracked_cls.report import _CHANGES
+    from tracked_cls.report.data import _CHANGES
 
     with Image.open(put(tmp_path, {"a": 1}) / "a" / "0.png") as image:
         image.load()

@@ -1,6 +1,8 @@
-"""Scores and running sums, against scikit-learn and values made by hand."""
+"""Scores, reports and running sums, against scikit-learn and values made by hand."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tracked_cls.errors import UserError
 from tracked_cls.evaluation import MultiLabelScores, Scores, refresh_batchnorm, report, score
 from tracked_cls.metrics import Sums, hits
 from tracked_cls.models import Shape, make_model
+from tracked_cls.statistics.intervals import share
 
 RNG = np.random.default_rng(0)
 CLASSES = tuple("abcdefgh")
@@ -59,31 +62,71 @@ def test_loss_of_a_very_wrong_model_is_finite():
     assert some.loss == pytest.approx(1000)
 
 
+def calibration_error(confidence, right):
+    """Return the expected calibration error in 15 bins by a plain loop."""
+    edges, total = np.linspace(0, 1, 16), 0.0
+    for low, high in pairwise(edges):
+        members = (confidence > low) & (confidence <= high)
+        if members.any():
+            total += members.mean() * abs(right[members].mean() - confidence[members].mean())
+    return total
+
+
+def expected_metrics(some, present, temperature):
+    """Return what scikit-learn says of scores; means are over the classes that are present."""
+    found = {
+        "accuracy": reference.accuracy_score(some.labels, some.predictions),
+        "top5_accuracy": reference.top_k_accuracy_score(some.labels, some.logits, k=5, labels=range(8)),
+    }
+    for average in ("macro", "micro", "weighted"):
+        labels = None if average == "micro" else present
+        parts = reference.precision_recall_fscore_support(
+            some.labels, some.predictions, labels=labels, average=average, zero_division=0
+        )
+        found |= {f"{name}_{average}": part for name, part in zip(("precision", "recall", "f1"), parts[:3], strict=True)}
+    sure, every = probabilities(some), {label: some.labels == label for label in present}
+    found["roc_auc_macro"] = np.mean([reference.roc_auc_score(every[label], sure[:, label]) for label in present])
+    found["pr_auc_macro"] = np.mean([reference.average_precision_score(every[label], sure[:, label]) for label in present])
+    for suffix, scale in (("", 1), ("_calibrated", temperature)):
+        sure = probabilities(Scores((some.logits / scale).astype(np.float32), some.labels))
+        found[f"loss{suffix}"] = reference.log_loss(some.labels, sure, labels=range(8))
+        found[f"ece{suffix}"] = calibration_error(sure.max(axis=1), some.predictions == some.labels)
+        found[f"brier{suffix}"] = reference.brier_score_loss(some.labels, sure, labels=list(range(8)))
+    return found
+
+
 @pytest.mark.parametrize("present", [range(8), [0, 2, 5]], ids=["all classes", "some classes absent"])
 def test_report_is_scikit_learns(present):
     some = scores(labels=RNG.choice(list(present), 200))
-    found = report(some, CLASSES)
-    every = np.arange(8)
-    precision, recall, f1, support = reference.precision_recall_fscore_support(
-        some.labels, some.predictions, labels=every, zero_division=0
-    )
-    assert [row["class"] for row in found.per_class] == list(CLASSES)
-    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
-        assert [row[name] for row in found.per_class] == expected.tolist()
+    found = report(some, CLASSES, temperature=1.7)
     by_hand = np.zeros((8, 8), int)
     for true, predicted in zip(some.labels, some.predictions, strict=True):
         by_hand[true, predicted] += 1
     np.testing.assert_array_equal(found.confusion, by_hand)
-    assert found.metrics == pytest.approx(
-        {
-            "accuracy": np.trace(by_hand) / 200,
-            "top5_accuracy": some.top_accuracy(5),
-            "loss": some.loss,
-            "precision_macro": precision.mean(),
-            "recall_macro": recall.mean(),
-            "f1_macro": f1.mean(),
-        }
+    assert {name: one.value for name, one in found.estimates.items()} == pytest.approx(expected_metrics(some, present, 1.7))
+    assert all(one.low <= one.value <= one.high for one in found.estimates.values())
+    assert found.temperature == 1.7
+
+
+@pytest.mark.parametrize("present", [range(8), [0, 2, 5]], ids=["all classes", "some classes absent"])
+def test_rows_of_classes_are_scikit_learns(present):
+    some = scores(labels=RNG.choice(list(present), 200))
+    found = report(some, CLASSES)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(
+        some.labels, some.predictions, labels=np.arange(8), zero_division=0
     )
+    assert [row["class"] for row in found.per_class] == list(CLASSES)
+    assert [row["support"] for row in found.per_class] == support.tolist()
+    for label, row in enumerate(found.per_class):
+        names = ("precision", "recall", "f1", "roc_auc", "average_precision")
+        if label not in present:
+            assert np.isnan([row[name] for name in names] + [row[f"{name}_low"] for name in names]).all()
+            continue
+        has_class, sure = some.labels == label, probabilities(some)[:, label]
+        areas = reference.roc_auc_score(has_class, sure), reference.average_precision_score(has_class, sure)
+        expected = (precision[label], recall[label], f1[label], *areas)
+        assert [row[name] for name in names] == pytest.approx(expected)
+        assert all(row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] for name in names)
 
 
 def test_a_report_worked_out_by_hand():
@@ -91,13 +134,71 @@ def test_a_report_worked_out_by_hand():
     logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
     found = report(Scores(logits, np.array([0, 0, 0, 1])), ("a", "b", "c"))
     assert found.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert found.per_class == [
-        {"class": "a", "precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(0.8), "support": 3},
-        {"class": "b", "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1},
-        {"class": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
-    ]
+    rows = [[row[name] for name in ("class", "precision", "recall", "f1", "support")] for row in found.per_class]
+    assert rows[0] == ["a", 1.0, pytest.approx(2 / 3), pytest.approx(0.8), 3]
+    assert rows[1] == ["b", 0.5, 1.0, pytest.approx(2 / 3), 1]
+    assert (rows[2][0], rows[2][4]) == ("c", 0)
+    assert np.isnan(rows[2][1:4]).all()
     assert found.metrics["accuracy"] == 0.75
-    assert found.metrics["recall_macro"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found.metrics["recall_macro"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found.notes == ("no image of c: left out of means over classes",)
+
+
+def test_metrics_are_the_numbers_that_are_defined_and_the_bounds_of_the_accuracy():
+    found = report(Scores(np.array([[1, 0], [2, 0]], np.float32), np.array([0, 0])), ("a", "b"))
+    assert np.isnan(found.estimates["roc_auc_macro"].value)
+    assert "roc_auc_macro" not in found.metrics
+    assert (found.metrics["accuracy_low"], found.metrics["accuracy_high"]) == (found.estimates["accuracy"].low, 1)
+    assert all(np.isfinite(value) for value in found.metrics.values())
+
+
+@pytest.mark.parametrize("kind", [Scores, MultiLabelScores])
+def test_a_report_is_the_same_whenever_it_is_made(kind):
+    some = scores() if kind is Scores else several(num_classes=8)
+    first, again = report(some, CLASSES, 2.0), report(kind(some.logits.copy(), some.labels.copy()), CLASSES, 2.0)
+    assert first.estimates == again.estimates
+    assert first.per_class == again.per_class
+
+
+def test_one_image_is_enough_for_a_report():
+    found = report(Scores(np.array([[0.5, 0.2, 0.1]], np.float32), np.array([1])), ("a", "b", "c"))
+    assert (found.metrics["accuracy"], found.metrics["top5_accuracy"], found.metrics["recall_macro"]) == (0, 1, 0)
+    assert found.estimates["accuracy"] == share(0, 1)
+    assert all(np.isnan(found.estimates[name].low) for name in ("recall_macro", "loss", "ece", "brier", "roc_auc_macro"))
+
+
+def test_no_images_are_refused():
+    with pytest.raises(UserError, match="no images to evaluate"):
+        report(Scores(np.zeros((0, 8), np.float32), np.zeros(0, np.int64)), CLASSES)
+
+
+def test_slices_count_the_images_of_each_value():
+    logits = np.eye(2, dtype=np.float32)[[0, 0, 1, 1, 0]]
+    found = report(Scores(logits, np.array([0, 1, 1, 1, 0])), ("a", "b"), columns={"group": ["g10", "g2", "g2", "g10", "g2"]})
+    assert [(one.column, one.value, one.count) for one in found.slices] == [("group", "g2", 3), ("group", "g10", 2)]
+    assert [one.accuracy for one in found.slices] == [share(2, 3), share(2, 2)]
+
+
+def test_a_temperature_softens_confidence_and_leaves_predictions_alone():
+    some = scores()
+    cool = some.tempered(3.0)
+    np.testing.assert_array_equal(cool.predictions, some.predictions)
+    np.testing.assert_allclose(cool.probabilities, probabilities(Scores(some.logits / 3, some.labels)), rtol=1e-5)
+    found = report(some, CLASSES, 3.0)
+    assert found.reliability_calibrated.ece == found.estimates["ece_calibrated"].value
+    assert found.reliability.ece == found.estimates["ece"].value
+
+
+def test_intervals_of_means_over_classes_hold_the_truth_as_often_as_they_say():
+    rng, chances = np.random.default_rng(0), np.array([0.9, 0.7, 0.5])
+    held = []
+    for _ in range(60):
+        labels = rng.integers(0, 3, 300)
+        wrong = rng.random(300) > chances[labels]
+        some = Scores(np.eye(3, dtype=np.float32)[(labels + wrong) % 3], labels)
+        found = report(some, ("a", "b", "c")).estimates["recall_macro"]
+        held.append(found.low <= chances.mean() <= found.high)
+    assert 0.87 <= np.mean(held) <= 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -222,24 +323,36 @@ def several(num=300, num_classes=5):
 
 def test_a_report_of_several_labels_is_scikit_learns():
     some = several()
-    found = report(some, CLASSES[:5])
+    found = report(some, CLASSES[:5], temperature=2.0)
     said = (some.logits > 0).astype(int)
-    precision, recall, f1, support = reference.precision_recall_fscore_support(some.labels, said, zero_division=0)
-    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
-        assert [row[name] for row in found.per_class] == expected.tolist()
-    sure = 1 / (1 + np.exp(-some.logits.astype(np.float64)))
-    by_class = [reference.log_loss(some.labels[:, k], sure[:, k], labels=[0, 1]) for k in range(5)]
+    expected = {
+        "accuracy": reference.accuracy_score(some.labels, said),
+        "label_accuracy": 1 - reference.hamming_loss(some.labels, said),
+    }
+    for average in ("macro", "micro", "weighted"):
+        parts = reference.precision_recall_fscore_support(some.labels, said, average=average, zero_division=0)
+        expected |= {f"{name}_{average}": part for name, part in zip(("precision", "recall", "f1"), parts[:3], strict=True)}
+    for suffix, scale in (("", 1), ("_calibrated", 2)):
+        sure = 1 / (1 + np.exp(-some.logits.astype(np.float64) / scale))
+        columns = list(zip(some.labels.T, sure.T, strict=True))
+        expected[f"loss{suffix}"] = np.mean([reference.log_loss(*column, labels=[0, 1]) for column in columns])
+        expected[f"brier{suffix}"] = np.mean([reference.brier_score_loss(*column) for column in columns])
+        expected[f"ece{suffix}"] = calibration_error(sure.ravel(), some.labels.ravel())
+    expected["roc_auc_macro"] = reference.roc_auc_score(some.labels, sure, average="macro")
+    expected["mean_average_precision"] = reference.average_precision_score(some.labels, sure, average="macro")
+    assert {name: one.value for name, one in found.estimates.items()} == pytest.approx(expected)
+    assert all(one.low <= one.value <= one.high for one in found.estimates.values())
     assert found.confusion is None
-    assert found.metrics == pytest.approx(
-        {
-            "accuracy": reference.accuracy_score(some.labels, said),
-            "label_accuracy": 1 - reference.hamming_loss(some.labels, said),
-            "loss": np.mean(by_class),
-            "precision_macro": precision.mean(),
-            "recall_macro": recall.mean(),
-            "f1_macro": f1.mean(),
-        }
-    )
+
+
+def test_rows_of_several_labels_are_scikit_learns():
+    some = several()
+    precision, recall, f1, support = reference.precision_recall_fscore_support(some.labels, some.logits > 0, zero_division=0)
+    found = report(some, CLASSES[:5])
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
+        assert [row[name] for row in found.per_class] == pytest.approx(expected)
+    by_class = reference.average_precision_score(some.labels, some.probabilities, average=None)
+    assert [row["average_precision"] for row in found.per_class] == pytest.approx(by_class)
 
 
 def test_scoring_tells_several_labels_from_one_by_their_shape():

@@ -346,4 +346,7 @@ def test_a_dollar_in_a_class_name_is_no_formula(tmp_path):
 
 def test_metrics_of_all_folds_are_written_as_json(outcome):
     stored = json.loads((outcome.folder / "tables" / "out_of_fold_metrics.json").read_text())
-    assert stored == outcome.report.metrics
+    assert {name: found["value"] for name, found in stored.items()} == {
+        name: found.value for name, found in outcome.report.estimates.items()
+    }
+    assert stored["accuracy"]["low"] < stored["accuracy"]["value"] < stored["accuracy"]["high"]

@@ -4,14 +4,17 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.special
 import yaml
 from PIL import Image
 
 from tests.conftest import PARAMS, do, fast
-from tracked_cls import assessment, experiment, prediction, preparation
+from tracked_cls import assessment, experiment, prediction, preparation, registry
 from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load
 from tracked_cls.errors import UserError
+from tracked_cls.serving.classifier import Classifier
 
 BY_EPOCH = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "epoch_seconds", "images_per_second"]
 
@@ -65,10 +68,11 @@ def test_pictures_and_tables_lie_in_the_run(client, trained, tmp_path):
         "plots/feature_maps.png",
         "plots/filters.png",
         "plots/network.png",
-        "plots/test_confusion.png",
         "tables/network.csv",
         "tables/test_confusion.csv",
         "tables/test_per_class.csv",
+        "tables/test_predictions.parquet",
+        "tables/test_reliability.csv",
         "tables/test_metrics.json",
     }
     with Image.open(client.download_artifacts(trained.run_id, "plots/curves.png", str(tmp_path))) as picture:
@@ -110,17 +114,29 @@ def test_preparing_unchanged_data_does_nothing_and_says_so(trained, store):
 @pytest.mark.parametrize("address", ["runs:/{run}", "models:/digits-classifier/1", "models:/digits-classifier@champion", None])
 def test_evaluate_gives_the_numbers_of_training_for_every_address(trained, client, store, address):
     words = ["--model", address.format(run=trained.run_id)] if address else []
-    evaluation = do(assessment.run, EvaluateConfig, [*PARAMS, *store, "--threads", "2", *words])
+    words += ["--tracking.pictures", "false", "--threads", "2"]
+    evaluation = do(assessment.run, EvaluateConfig, [*PARAMS, *store, *words])
     assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
     run = client.get_run(evaluation.run_id)
     assert run.data.tags["kind"] == "evaluate"
     assert run.data.tags["model"].startswith("models:/")
     assert run.data.tags["data.digest"] == trained.prepared.manifest.digest
-    assert "plots/test_confusion.png" in {item.path for item in client.list_artifacts(evaluation.run_id, "plots")}
+
+
+def test_an_evaluation_draws_what_there_is_to_see_and_says_it_in_words(trained, client, store, tmp_path):
+    evaluation = do(assessment.run, EvaluateConfig, [*PARAMS, *store, "--threads", "2"])
+    words = json.loads(
+        Path(client.download_artifacts(evaluation.run_id, "tables/test_pictures.json", str(tmp_path))).read_text()
+    )
+    drawn = {item.path for item in client.list_artifacts(evaluation.run_id, "plots")}
+    assert drawn == {f"plots/{name}" for name in words}
+    wanted = ("confusion", "reliability", "roc", "per_class", "mistakes", "unsure", "right", "embedding")
+    assert drawn >= {f"plots/test_{name}.png" for name in wanted}
+    assert all(len(text) > 20 for text in words.values())
 
 
 def test_evaluate_prepares_the_data_at_the_size_of_the_model(trained, store):
-    words = [*PARAMS, *store, "--threads", "2", "--data.image_size", "24"]
+    words = [*PARAMS, *store, "--threads", "2", "--data.image_size", "24", "--tracking.pictures", "false"]
     evaluation = do(assessment.run, EvaluateConfig, words)
     assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
 
@@ -163,6 +179,24 @@ def test_predict_labels_every_image_and_lists_the_bad_ones(client, store, pictur
     assert run.info.run_name == "predict in"
 
 
+def test_probabilities_are_calibrated_by_the_temperature_that_validation_gave(client, trained, store, tmp_path):
+    bundle, _ = registry.resolve(client, trained.model_uri)
+    classifier = Classifier.load(bundle.onnx, bundle.meta)
+    assert classifier.temperature == client.get_run(trained.run_id).data.metrics["temperature"] != 1
+    images = trained.prepared.sized(trained.prepared.manifest.indices("test")[:5])
+    logits = classifier.logits_of(images) / classifier.temperature
+    np.testing.assert_allclose(classifier.probabilities_of(images), scipy.special.softmax(logits, axis=1), rtol=1e-4)
+    assert trained.test.temperature == classifier.temperature
+
+
+def test_several_labels_are_as_sure_as_the_least_certain_one(trained, client):
+    bundle, _ = registry.resolve(client, trained.model_uri)
+    meta = json.loads(bundle.meta.read_text())
+    one, many = (Classifier((), None, None, {**meta, "multi_label": several}) for several in (False, True))
+    assert one.confidence(np.array([0.7, 0.2, 0.1])) == pytest.approx(0.7)
+    assert many.confidence(np.array([0.99, 0.6, 0.1])) == pytest.approx(0.6)
+
+
 def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
     folder, _ = pictures
     output = tmp_path / "out.csv"
@@ -172,7 +206,20 @@ def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
         do(prediction.run, PredictConfig, words)
     assert output.read_text() == "precious"
     do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
-    assert output.read_text().startswith("image_id,label,probability\n")
+    assert output.read_text().startswith("image_id,label,probability,unsure\n")
+
+
+@pytest.mark.parametrize("below", [0.0, 0.7, 0.999])
+def test_answers_below_a_probability_are_marked_as_unsure(client, store, pictures, tmp_path, below):
+    output = tmp_path / "out.csv"
+    words = [*PARAMS, *store, "--input", str(pictures[0]), "--output", str(output), "--unsure_below", str(below)]
+    found = do(prediction.run, PredictConfig, words)
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [str(float(row["probability"]) < below).lower() for row in rows]
+    assert [row["unsure"] for row in rows] == expected
+    assert found.num_unsure == client.get_run(found.run_id).data.metrics["num_unsure"] == expected.count("true")
+    assert any("unsure" in line for line in prediction.lines(found)) == (found.num_unsure > 0)
 
 
 @pytest.mark.parametrize("output", ["file.txt/out.csv", "folder"])

@@ -7,6 +7,10 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
+PLOTS = (
+    *("lettering", "style", "results", "network", "profile", "suspects"),
+    *("study", "options", "evaluation", "galleries", "comparison"),
+)
 LAYERS = [
     [
         *("errors", "redaction", "config", "failpoints", "processes", "durable", "signals", "console"),
@@ -47,19 +51,24 @@ LAYERS = [
         ),
         *("models", "weights", "models.published", "pretrained", "freezing", "averaging"),
         *("optim.groups", "optim.ranger", "optim.optimizers", "optim.schedules", "optim", "metrics", "suspects"),
+        *(f"statistics.{name}" for name in ("intervals", "counts", "calibration", "ranking", "paired")),
+        *("scores", "slices"),
     ],
     [
         *("profiling", "evaluation", "state", "step", "training", "checkpoint", "journal", "anatomy"),
-        *("plots.lettering", "plots.results", "plots.network", "plots.profile", "plots.suspects"),
-        *("plots.study", "plots.options", "plots", "conversion"),
+        *("attribution", "embedding", "picks", "gate"),
+        *(f"plots.{name}" for name in PLOTS),
+        *("plots", "conversion"),
     ],
     [
-        *("serving.classifier", "serving.pyfunc", "serving.packaging"),
-        *("tracking.store", "tracking.clerk", "tracking.sender", "tracking.run", "tracking.tracker", "tracking", "registry"),
-        "afterword",
+        *("serving.classifier", "serving.pyfunc", "serving.packaging", "serving.apart"),
+        *("tracking.store", "tracking.clerk", "tracking.sender", "tracking.run", "tracking.telemetry", "tracking.tracker"),
+        *("tracking", "registry", "afterword"),
     ],
     [
-        *("report", "inspection", "assembly", "preparation", "assessment", "promotion"),
+        *(f"report.{name}" for name in ("page", "artifacts", "numbers", "origin", "data", "training", "study", "pairs")),
+        *("report.comparison", "report.publication", "report.own"),
+        *("inspection", "assembly", "preparation", "tables", "showcase", "assessment", "parity", "contest", "promotion"),
         *("beginning", "job", "exhibits", "release", "delivery", "experiment", "gallery", "folds", "prediction", "pipeline"),
         *(
             f"tuning.{name}"
@@ -73,18 +82,11 @@ LAYERS = [
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
     "mlflow": {
-        *("serving.pyfunc", "serving.packaging", "registry", "afterword"),
-        *("tracking.store", "tracking.clerk", "tracking.tracker"),
+        *("serving.pyfunc", "serving.packaging", "serving.apart", "registry", "afterword"),
+        *("tracking.store", "tracking.clerk", "tracking.telemetry", "tracking.tracker"),
     },
-    "matplotlib": {
-        "plots.lettering",
-        "plots.results",
-        "plots.network",
-        "plots.profile",
-        "plots.suspects",
-        "plots.options",
-        "plots.study",
-    },
+    "matplotlib": {f"plots.{name}" for name in PLOTS},
+    "captum": {"attribution"},
     "torchvision": {"models.torchvision_zoo", "models.published", "data.sources.vision", "transforms.steps"},
     "timm": {"models.timm_zoo", "models.published", "optim.optimizers", "optim.groups"},
     "huggingface_hub": {"models.published"},

@@ -175,7 +175,7 @@ def test_preparation_starts_without_torch_and_mlflow_being_imported_for_the_digi
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-import tracked_cls.data.sources, tracked_cls.data.cache, tracked_cls.report
+import tracked_cls.data.sources, tracked_cls.data.cache, tracked_cls.report.data
 print(sorted({{"torch", "mlflow", "sklearn", "pyarrow"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sqlite3
+import time
 
 import pytest
 from mlflow import MlflowClient
@@ -54,6 +55,18 @@ def test_a_run_that_does_not_finish_says_how_it_ended(open_, client, error, stat
     found = client.get_run(run.run_id)
     assert found.info.status == status
     assert tag is None or found.data.tags[tag] == text
+
+
+def test_the_load_of_the_machine_is_logged_when_asked_for(open_, client):
+    with open_(system_metrics_seconds=1) as tracker, tracker.begin("train", "watched") as run:
+        time.sleep(1.3)
+    with open_() as tracker, tracker.begin("train", "not watched") as other:
+        pass
+    found = client.get_run(run.run_id).data.metrics
+    assert 0 <= found["system/cpu_utilization_percentage"] <= 100
+    assert 0 < found["system/system_memory_usage_percentage"] <= 100
+    assert {name.partition("/")[0] for name in found} == {"system"}
+    assert client.get_run(other.run_id).data.metrics == {}
 
 
 def test_the_run_that_mlflow_run_opened_is_adopted_once(open_, client):

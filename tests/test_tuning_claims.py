@@ -15,6 +15,7 @@ import sqlalchemy
 from optuna.trial import TrialState, create_trial
 
 from tests.postgres_server import postgres, postgres_server  # noqa: F401
+from tracked_cls import durable
 from tracked_cls.config import TuneConfig
 from tracked_cls.processes import Process
 from tracked_cls.tuning.claims import (
@@ -22,7 +23,6 @@ from tracked_cls.tuning.claims import (
     elsewhere,
     errors_in_a_row,
     hand_back,
-    locked,
     open_slots,
     take_over,
 )
@@ -341,7 +341,7 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
     path = tmp_path / "new" / "lock"
     context = get_context("fork")
     other = context.Process(target=_enter, args=(path,))
-    with locked(path):
+    with durable.locked(path):
         other.start()
         other.join(0.3)
         assert other.is_alive()
@@ -350,7 +350,7 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
 
 
 def _enter(path):
-    with locked(path):
+    with durable.locked(path):
         pass
 
 

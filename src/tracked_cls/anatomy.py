@@ -76,8 +76,8 @@ class Anatomy:
 
 def describe(model: nn.Module, shape: Shape, *, repeats: int = _REPEATS) -> Anatomy:
     """Run black inputs [1,C,S,S] (or a clip [1,T,C,S,S]) through a network, on its own device and layout, and look."""
-    blank = _placed(shape.blank(1), model)
-    with _at_rest(model):
+    blank = placed_like(shape.blank(1), model)
+    with at_rest(model):
         layers = _layers(model, blank)
         flops = _flops(model, blank)
         latency_ms = _latency_ms(model, blank, repeats)
@@ -114,8 +114,8 @@ def feature_maps(model: nn.Module, images: Tensor, layers: Sequence[str] | None 
         if maps is not None and (layers is None or path in layers):
             found[path] = np.array(maps.detach().float().cpu())  # a copy: layers after it may work in place
 
-    with _at_rest(model), _watched(model, keep):
-        model(_placed(images, model))
+    with at_rest(model), watched(model, keep):
+        model(placed_like(images, model))
     return found if layers is not None else _spread(found)
 
 
@@ -128,7 +128,7 @@ def show(output_shape: Sequence[int] | None) -> str:
 
 
 @contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
+def at_rest(model: nn.Module) -> Iterator[None]:
     """Evaluate without gradients; give every module its own mode back, and the generators their states."""
     modes = [(module, module.training) for module in model.modules()]
     device = _device(model)
@@ -145,7 +145,7 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(model: nn.Module, seen: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+def watched(model: nn.Module, seen: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
     """Call `seen` with path, module and output after every module's forward pass."""
     with ExitStack() as stack:
         for path, module in model.named_modules():
@@ -162,7 +162,7 @@ def _layers(model: nn.Module, blank: Tensor) -> tuple[Layer, ...]:
     def note(path: str, module: nn.Module, output: Any) -> None:
         outputs[path] = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
 
-    with ExitStack() as stack, _watched(model, note):
+    with ExitStack() as stack, watched(model, note):
         for path, module in model.named_modules():
             if path:
                 stack.callback(module.register_forward_pre_hook(lambda *_, path=path: order.append(path)).remove)
@@ -196,7 +196,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _placed(images: Tensor, model: nn.Module) -> Tensor:
+def placed_like(images: Tensor, model: nn.Module) -> Tensor:
     """Move images to the network's device, number format and memory layout."""
     weight = next((item for item in model.parameters() if item.dim() == 4), None)
     images = images.to(next((item for item in model.parameters()), images))

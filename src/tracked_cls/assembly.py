@@ -28,7 +28,7 @@ from tracked_cls.data.splits import Listing, assign_splits
 from tracked_cls.data.storage import open_store
 from tracked_cls.errors import UserError
 from tracked_cls.provenance import num_cores
-from tracked_cls.report import DataFacts, data_report, render_data_report
+from tracked_cls.report.data import DataFacts, data_report, render_data_report
 
 REJECTED, CHANGED = "rejected.csv", "changed.csv"
 _MANY_FILES = 10_000  # decoding so many once more takes a minute

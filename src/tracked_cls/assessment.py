@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,10 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from tracked_cls import evaluation, failpoints, models, plots, preparation, registry, weights
+from tracked_cls import anatomy, evaluation, failpoints, models, preparation, registry, showcase, weights
 from tracked_cls.compute import make_compute
 from tracked_cls.config import EvaluateConfig, LoaderConfig, ModelConfig, workspace
 from tracked_cls.console import say
@@ -24,53 +23,103 @@ from tracked_cls.data.preprocess import Geometry, Preprocess
 from tracked_cls.errors import UserError
 from tracked_cls.evaluation import TOP, EvalReport
 from tracked_cls.models import Shape
-from tracked_cls.serving.classifier import Classifier, read_meta
+from tracked_cls.report import own
+from tracked_cls.serving.classifier import read_meta
 from tracked_cls.serving.packaging import Bundle
+from tracked_cls.slices import AUTO, columns_of
+from tracked_cls.tables import write_csv, write_tables
 from tracked_cls.tracking import Tracker
 from tracked_cls.transforms.views import resolution
 
-PARITY_IMAGES = 64
-PARITY_TOLERANCE = 1e-4
+__all__ = [
+    "Evaluation",
+    "lines",
+    "load_network",
+    "prefixed",
+    "require_same_classes",
+    "run",
+    "score_split",
+    "temperature_of",
+    "write_csv",
+]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found, and where it is kept."""
+    """What one evaluation found, and where it is kept.
+
+    `reads`: how often the test images were looked at with this model, None where they were not, or its run is gone.
+    """
 
     run_id: str
     url: str
     model: str
     split: str
     report: EvalReport
+    reads: int | None = None
 
 
 def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
     """Score a run, version or alias on a prepared split; log it to a run that names the model and the data."""
-    address = cfg.evaluate.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
+    address, name = cfg.evaluate.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}", cfg.evaluate.split
     bundle, exact = registry.resolve(tracker.client, address)
     network, meta = load_network(bundle)
-    compute = make_compute(cfg.device, cfg.threads)
+    temperature = temperature_of(meta)
+    feed = _feed(cfg, tracker, meta, address)
+    split = open_split(feed, name, limit=cfg.limit)
+    columns = columns_of(split.prepared.manifest, split.indices, cfg.evaluate.slices)
+    with tracker.begin("evaluate", f"evaluate {cfg.data.label} {name}") as tracked, closing(feed):
+        tracked.log_config(cfg)
+        tracked.log_dataset(split.prepared, [name])
+        tracked.set_tags({"model": exact, "model.address": address, "weights.digest": meta["weights_digest"]})
+        reads = registry.count_read(tracker.client, _trained_by(tracker, exact)) if name == "test" else None
+        started = time.perf_counter()
+        scores = evaluation.score(feed.compute.place(network), split.eval_batches(cfg.evaluate.batch_size))
+        speed = {"images_per_second": len(split) / (time.perf_counter() - started)}
+        report = evaluation.report(scores, split.prepared.manifest.classes, temperature, columns)
+        failpoints.reach("evaluate.before_metrics")
+        tracked.log_metrics(prefixed(report.metrics | speed, name) | {"latency_ms": _latency_ms(network, meta)})
+        with TemporaryDirectory() as scratch:
+            write_tables(report, Path(scratch) / "tables", name, split, separator=cfg.data.label_separator)
+            if cfg.tracking.pictures:
+                showcase.write(network, split, report, Path(scratch))
+            tracked.log_folder(Path(scratch))
+            tracked.describe(_description(exact, name, report))
+            own.leave(tracker, tracked)
+            failpoints.reach("evaluate.before_end")
+    return Evaluation(tracked.run_id, tracked.url, exact, name, report, reads)
+
+
+def _description(model: str, split: str, report: EvalReport) -> str:
+    accuracy = report.estimates["accuracy"]
+    return (
+        f"`{model}` on the {len(report.scores.labels):,} images of **{split}**: accuracy **{accuracy.value:.4f}** "
+        f"(95 %: {accuracy.low:.4f} to {accuracy.high:.4f}).\n\nTo read: `report.html` under *Artifacts*"
+    )
+
+
+def _feed(cfg: EvaluateConfig, tracker: Tracker, meta: Mapping[str, Any], address: str) -> Feed:
+    """Return the way from the data to the model: as it was trained to see them, in the views that are asked for."""
     preprocess = Preprocess.from_dict(meta["preprocess"])
     _require_same_task(cfg, preprocess, meta, address)
     size = preprocess.geometry.image_size
     geometry = replace(preprocess.geometry, image_size=resolution(cfg.evaluate.tta, size))
     prepared = _prepared_for(meta, geometry, cfg, tracker, address)
     seen = replace(prepared, preprocess=replace(preprocess, geometry=geometry))
-    feed = Feed(seen, compute, LoaderConfig(), tta=cfg.evaluate.tta, image_size=size)
-    split = open_split(feed, cfg.evaluate.split, limit=cfg.limit)
-    with tracker.begin("evaluate", f"evaluate {cfg.data.label} {cfg.evaluate.split}") as tracked:
-        tracked.log_config(cfg)
-        tracked.log_dataset(prepared, [cfg.evaluate.split])
-        tracked.set_tags({"model": exact, "model.address": address, "weights.digest": meta["weights_digest"]})
-        with closing(feed):
-            report = score_split(compute.place(network), split, cfg.evaluate.batch_size)
-        failpoints.reach("evaluate.before_metrics")
-        tracked.log_metrics(prefixed(report.metrics, cfg.evaluate.split))
-        with TemporaryDirectory() as scratch:
-            write_report(report, Path(scratch), cfg.evaluate.split)
-            tracked.log_folder(Path(scratch))
-            failpoints.reach("evaluate.before_end")
-    return Evaluation(tracked.run_id, tracked.url, exact, cfg.evaluate.split, report)
+    compute = make_compute(cfg.device, cfg.threads)
+    return Feed(seen, compute, LoaderConfig(), tta=cfg.evaluate.tta, image_size=size)
+
+
+def _latency_ms(network: nn.Module, meta: Mapping[str, Any]) -> float:
+    return anatomy.describe(network, Shape(**meta["architecture"]["shape"])).latency_ms
+
+
+def temperature_of(meta: Mapping[str, Any]) -> float:
+    """Return what a model's logits are divided by before they become probabilities; 1 for one that was never calibrated."""
+    temperature = meta.get("temperature", 1.0)
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise UserError(f"meta.json: temperature must be a number above 0, got {temperature!r}; train again")
+    return float(temperature)
 
 
 def load_network(bundle: Bundle) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -88,43 +137,27 @@ def load_network(bundle: Bundle) -> tuple[nn.Module, Mapping[str, Any]]:
     return network, meta
 
 
-def score_split(network: nn.Module, split: Split, batch_size: int) -> EvalReport:
-    """Evaluate a network on a split."""
-    return evaluation.report(evaluation.score(network, split.eval_batches(batch_size)), split.prepared.manifest.classes)
+def score_split(
+    network: nn.Module, split: Split, batch_size: int, temperature: float = 1.0, slices: Sequence[str] = (AUTO,)
+) -> EvalReport:
+    """Evaluate a network on a split, calibrated by a temperature, and cut along columns of the manifest (`columns_of`)."""
+    manifest = split.prepared.manifest
+    columns = columns_of(manifest, split.indices, slices)  # a column that makes no slices is refused before the work
+    scores = evaluation.score(network, split.eval_batches(batch_size))
+    return evaluation.report(scores, manifest.classes, temperature, columns)
 
 
-def write_report(report: EvalReport, folder: Path, split: str) -> None:
-    """Write the confusion matrix as picture and table, the per-class table and all numbers below a folder."""
-    for name in ("plots", "tables"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    if report.confusion is not None:
-        plots.confusion(report.confusion, report.classes, folder / "plots" / f"{split}_confusion.png")
-        header = ["true \\ predicted", *report.classes]
-        rows = [[name, *counts] for name, counts in zip(report.classes, report.confusion.tolist(), strict=True)]
-        write_csv(folder / "tables" / f"{split}_confusion.csv", header, rows)
-    columns = list(report.per_class[0])
-    write_csv(folder / "tables" / f"{split}_per_class.csv", columns, [list(row.values()) for row in report.per_class])
-    (folder / "tables" / f"{split}_metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
+def _trained_by(tracker: Tracker, exact: str) -> str:
+    """Return the id of the run that trained a model, by its exact address."""
+    name, _, last = exact.removeprefix("models:/").rpartition("/")
+    if name:
+        return str(tracker.client.get_model_version(name, last).run_id)
+    return str(tracker.client.get_logged_model(last).source_run_id)
 
 
 def prefixed(metrics: Mapping[str, float], split: str) -> dict[str, float]:
     """Return metrics under the names they have in MLflow: ``test_accuracy``."""
     return {f"{split}_{name}": value for name, value in metrics.items()}
-
-
-def parity(network: nn.Module, bundle: Bundle, split: Split) -> float:
-    """Return the largest difference in probability between a network and its ONNX form, on real images."""
-    sample = replace(split, indices=split.indices[:PARITY_IMAGES])
-    classifier = Classifier.load(bundle.onnx, bundle.meta)
-    ours = classifier.activate(evaluation.score(network, sample.eval_batches(PARITY_IMAGES)).logits)
-    return float(np.abs(ours - classifier.probabilities_of(split.prepared.sized(sample.indices))).max())
-
-
-def _per_class_lines(report: EvalReport, worst: int = 3) -> list[str]:
-    """Return one line for each of the classes with the lowest F1."""
-    rows = sorted(report.per_class, key=lambda row: float(row["f1"]))[:worst]
-    return [f"    {row['class']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, f1 {row['f1']:.3f}, "
-            f"{row['support']} images" for row in rows]  # fmt: skip
 
 
 def _prepared_for(meta: Mapping[str, Any], geometry: Geometry, cfg: EvaluateConfig, tracker: Tracker, address: str) -> Prepared:
@@ -174,23 +207,41 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a table, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+# ---- what is said ----------------------------------------------------------------------------------------------------
 
 
 def lines(evaluation: Evaluation) -> list[str]:
     """Return what a person wants to know at the end of an evaluation."""
-    metrics = evaluation.report.metrics
+    report = evaluation.report
+    found = report.estimates
+    accuracy, top = found["accuracy"], found.get(f"top{TOP}_accuracy")
+    others = [f"top-{TOP} {top.value:.4f}"] if top is not None and len(report.classes) > TOP else []
+    others += [f"{name} {found[name].value:.4f}" for name in ("loss", "f1_macro", "ece_calibrated")]
+    reads = f"; the test images were looked at {evaluation.reads} times with this model" if evaluation.reads else ""
     return [
-        f"evaluate: {evaluation.model} on {evaluation.split}: accuracy {metrics['accuracy']:.4f}, "
-        f"top-{TOP} {metrics[f'top{TOP}_accuracy']:.4f}, loss {metrics['loss']:.4f}, "
-        f"f1_macro {metrics['f1_macro']:.4f}",
+        f"evaluate: {evaluation.model} on {evaluation.split}: accuracy {accuracy.value:.4f} (95 %: {accuracy.low:.4f} to "
+        f"{accuracy.high:.4f}), {', '.join(others)}",
+        f"  {len(report.scores.labels):,} images{reads}",
+        *(f"  note: {note}" for note in report.notes),
         f"  run:   {evaluation.url}",
         "  weakest classes:",
-        *_per_class_lines(evaluation.report),
+        *_weakest_classes(report),
+        *_weakest_slices(report),
     ]
+
+
+def _weakest_classes(report: EvalReport, most: int = 3) -> list[str]:
+    """Return one line for each of the classes with the lowest F1."""
+    known = [row for row in report.per_class if row["support"]]
+    rows = sorted(known, key=lambda row: float(row["f1"]))[:most]
+    return [f"    {row['class']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, f1 {row['f1']:.3f}, "
+            f"{row['support']} images" for row in rows]  # fmt: skip
+
+
+def _weakest_slices(report: EvalReport, most: int = 3) -> list[str]:
+    """Return one line for each of the slices whose accuracy lies, with its whole interval, below that of all images."""
+    overall = report.estimates["accuracy"].value
+    weak = sorted((one for one in report.slices if one.accuracy.high < overall), key=lambda one: one.accuracy.high)[:most]
+    found = [f"    {one.column} {one.value}: accuracy {one.accuracy.value:.3f} ({one.accuracy.low:.3f} to "
+             f"{one.accuracy.high:.3f}), {one.count} images" for one in weak]  # fmt: skip
+    return ["  slices that are weaker than the whole:", *found] if found else []

@@ -18,6 +18,7 @@ from tracked_cls.errors import UserError
 from tracked_cls.journal import Entry, Held, Journal, journals, run_of
 from tracked_cls.processes import Process
 from tracked_cls.redaction import reason_of, redacted
+from tracked_cls.report import own
 from tracked_cls.tracking import StoreError, Tracker
 
 _KEPT_SECONDS = 30 * 24 * 3600.0  # of the journal of a run that nobody continues
@@ -114,6 +115,7 @@ def _release(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, A
 
 def _take_over(tracker: Tracker) -> list[tuple[Journal, int]]:
     """Hand what is left to the sender; return the journals, with the number of entries that had not arrived."""
+    own.teach(tracker)
     tracker.clerk.teach(release.WAITING, lambda journal, entry: _release(tracker, journal, entry))
     left: list[tuple[Journal, int]] = []
     if tracker.store.absence() is None:

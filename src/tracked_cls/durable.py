@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all, also after a loss of power, and known by their digest."""
+"""Files that are there whole or not at all, also after a loss of power, known by their digest; and locks on files."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tracked_cls.processes import Process
@@ -51,3 +53,15 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock among the processes of this machine; the file is made, and stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked loader worker that is still ending holds a copy of the open file

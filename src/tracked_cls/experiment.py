@@ -11,25 +11,44 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, evaluation, exhibits, failpoints, plots, release, signals, training
+from tracked_cls import (
+    assessment,
+    checkpoint,
+    evaluation,
+    exhibits,
+    failpoints,
+    plots,
+    registry,
+    release,
+    showcase,
+    signals,
+    tables,
+    training,
+)
 from tracked_cls.averaging import mean_of
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import open_split
+from tracked_cls.data.loaders import Split, open_split
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.evaluation import EvalReport, Scores
 from tracked_cls.job import Given, Job, begun
 from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
+from tracked_cls.report import own
 from tracked_cls.state import Plan, TrainState
+from tracked_cls.statistics.calibration import fit_temperature
 from tracked_cls.step import Diverged
 from tracked_cls.tracking import Tracker
 from tracked_cls.training import EpochResult, Progress
 from tracked_cls.weights import digest
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+_ON_VERSION = (  # the numbers that a registered version carries; all of them are in its run
+    *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
+    *("test_f1_macro", "test_mean_average_precision", "test_ece_calibrated"),
+)
 _MAX_ROLLBACKS = 3
 
 
@@ -282,13 +301,15 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     test = open_split(job.feed, "test", limit=cfg.limit)
     tracked.log_dataset(job.feed.prepared, ("test",))
     say(f"testing the weights of {kept.weights}, exporting and logging the model")
-    report = assessment.score_split(state.network, test, cfg.training.eval_batch_size)
+    temperature = _temperature(job, state)
+    report = assessment.score_split(state.network, test, cfg.training.eval_batch_size, temperature)
     tested = assessment.prefixed(report.metrics, "test")
-    _log_results(job, state, report)
+    _log_results(job, state, report, test)
     if job.quiet:
         exhibits.show(job, state)
     exhibits.log_learned(job, state)
-    released = release.release(job, state, test, {"val_accuracy_best": kept.val_accuracy, **tested}, tracker)
+    reached = {"val_accuracy_best": kept.val_accuracy, **{name: tested[name] for name in _ON_VERSION if name in tested}}
+    released = release.release(job, state, test, reached, tracker, temperature=temperature)
     outcome = Outcome(
         run_id=tracked.run_id,
         url=tracked.url,
@@ -302,15 +323,28 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
         prepared=job.feed.prepared,
     )
     tracked.describe(_description(cfg, outcome))
+    own.leave(tracker, tracked)
     failpoints.reach("release.before_end")
     return outcome
 
 
-def _log_results(job: Job, state: TrainState, report: EvalReport) -> None:
-    """Log what the kept weights reached on the test split, with the curves and the tables."""
+def _temperature(job: Job, state: TrainState) -> float:
+    """Return what calibrates the kept weights, fitted on validation images alone."""
+    val = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
+    temperature = fit_temperature(val.logits, val.labels)
+    job.tracked.log_metrics({"temperature": temperature})
+    return temperature
+
+
+def _log_results(job: Job, state: TrainState, report: EvalReport, test: Split) -> None:
+    """Log what the kept weights reached on the test split, with the curves, the tables and the pictures."""
     job.tracked.log_metrics(assessment.prefixed(report.metrics, "test"))
+    job.tracked.set_tags({registry.TEST_READS: 1})
     with TemporaryDirectory() as scratch:
-        assessment.write_report(report, Path(scratch), "test")
+        tables.write_tables(report, Path(scratch) / "tables", "test", test, separator=job.cfg.data.label_separator)
+        if job.cfg.tracking.pictures:
+            showcase.write(state.network, test, report, Path(scratch))
+        (Path(scratch) / "plots").mkdir(exist_ok=True)
         plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
         job.tracked.log_folder(Path(scratch))
 
@@ -322,7 +356,7 @@ def _description(cfg: TrainConfig, outcome: Outcome) -> str:
         f"**{cfg.model.name}** on {outcome.prepared.manifest.name} (data digest `{outcome.prepared.manifest.digest}`): "
         f"test accuracy **{metrics['accuracy']:.4f}**, validation {outcome.val_accuracy:.4f}, with the weights of "
         f"{outcome.weights} ({cfg.epochs} epochs). Registry: {outcome.promotion.verdict}, {outcome.promotion.reason}.\n\n"
-        f"Pictures and tables are under *Artifacts*. The same again: "
+        f"To read: `report.html` under *Artifacts*. The same again: "
         f"`mlflow run . -e train --env-manager local -P from_run={outcome.run_id}`"
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tracked_cls import assessment, checkpoint, durable, evaluation, experiment, failpoints, gallery, job, preparation
+from tracked_cls import assessment, checkpoint, durable, evaluation, experiment, failpoints, gallery, job, plots, preparation
 from tracked_cls.beginning import open_beginning
 from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import make_compute
@@ -28,6 +28,7 @@ from tracked_cls.evaluation import EvalReport, MultiLabelScores, Scores
 from tracked_cls.experiment import Trained
 from tracked_cls.gallery import OutOfFold
 from tracked_cls.plots.suspects import fold_curves
+from tracked_cls.tables import write_tables
 from tracked_cls.tracking import Run, Tracker
 
 Indices = npt.NDArray[np.int64]
@@ -170,7 +171,10 @@ def _conclude(
     judged = _together(results)
     folder = attempt.folder / "report"
     report = evaluation.report(judged.scores, prepared.manifest.classes)
-    assessment.write_report(report, folder, _SPLIT)
+    write_tables(report, folder / "tables", _SPLIT)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    if report.confusion is not None:
+        plots.confusion(report.confusion, report.classes, folder / "plots" / f"{_SPLIT}_confusion.png")
     gallery.write_predictions(judged, prepared.manifest, cfg.data.label_separator, folder / "tables" / f"{_SPLIT}.csv")
     best_epochs = [result.best_epoch for result in results]
     fold_curves([result.curves for result in results], best_epochs, folder / "plots" / "folds.png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,10 @@ import numpy.typing as npt
 from tracked_cls.assessment import write_csv
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.decode import Pixels
-from tracked_cls.data.encode import as_image
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.evaluation import Scores
 from tracked_cls.plots.suspects import suspect_grid
-from tracked_cls.report import open_template
+from tracked_cls.report.page import MAX_BYTES, open_template, thumbnail_uri
 from tracked_cls.serving.classifier import softmax
 from tracked_cls.suspects import Suspects, find_suspects, margins
 
@@ -26,7 +23,6 @@ Indices = npt.NDArray[np.int64]
 
 _LISTED_SHARE, _FEWEST_LISTED = 0.05, 50  # of all images, in suspects.csv
 _IN_PAGE, _IN_PICTURE = 400, 24
-_MAX_HTML_BYTES = 3_000_000
 _SIDE = 96  # pixels of a thumbnail
 
 
@@ -146,8 +142,8 @@ def render(suspects: Sequence[Suspect], pictures: Sequence[Pixels], *, name: str
     """
     template = open_template("suspects.html")
     facts = {"name": name, "num_images": num_images, "num_errors": num_errors}
-    shown = [(suspect, _thumbnail(picture)) for suspect, picture in zip(suspects, pictures, strict=True)]
-    while len((page := template.render(suspects=shown, **facts)).encode()) > _MAX_HTML_BYTES:
+    shown = [(suspect, thumbnail_uri(picture, _SIDE)) for suspect, picture in zip(suspects, pictures, strict=True)]
+    while len((page := template.render(suspects=shown, **facts)).encode()) > MAX_BYTES:
         shown = shown[: len(shown) * 3 // 4]
     return page
 
@@ -155,12 +151,3 @@ def render(suspects: Sequence[Suspect], pictures: Sequence[Pixels], *, name: str
 def _still(pixels: Pixels) -> Pixels:
     """Return uint8 [H,W,C]: an image, or the middle frame of a clip."""
     return pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
-
-
-def _thumbnail(pixels: Pixels) -> str:
-    """Return an image as a PNG in a data address."""
-    image = as_image(pixels)
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -33,7 +33,7 @@ from tracked_cls.serving.classifier import Classifier
 from tracked_cls.tracking import Tracker
 from tracked_cls.transforms.views import resolution, views
 
-COLUMNS = ("image_id", "label", "probability")
+COLUMNS = ("image_id", "label", "probability", "unsure")
 REJECTED_COLUMNS = ("image_id", "code", "reason")
 _SHOWN = 10  # unreadable files named on the terminal
 _PART = 32  # files that a decoding process is given at a time
@@ -57,7 +57,26 @@ class Predictions:
     model: str
     output: Path
     count_by_label: Counter[str]
+    num_unsure: int
+    unsure_below: float
     rejected: list[Rejected]
+
+
+@dataclass
+class _Told:
+    """What was written so far."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    num_unsure: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {
+            "num_images": sum(self.labels.values()),
+            "num_unsure": self.num_unsure,
+            "num_rejected": len(self.rejected),
+        }
 
 
 def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
@@ -72,14 +91,23 @@ def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
         output = _output(cfg, source, tracked.run_id)
         tracked.log_config(cfg)
         tracked.set_tags({"model": exact, "model.address": address, "weights.digest": classifier.meta["weights_digest"]})
-        labels, rejected = _write(files, classifier, output, cfg)
+        told = _write(files, classifier, output, cfg)
         failpoints.reach("predict.after_rename")
-        tracked.log_metrics({"num_images": sum(labels.values()), "num_rejected": len(rejected)})
+        tracked.log_metrics(told.metrics)
         tracked.log_file(output, "tables")
-        if rejected:
+        if told.rejected:
             tracked.log_file(_beside(output), "tables")
     _keep(output)
-    return Predictions(tracked.run_id, tracked.url, exact, output, labels, rejected)
+    return Predictions(
+        run_id=tracked.run_id,
+        url=tracked.url,
+        model=exact,
+        output=output,
+        count_by_label=told.labels,
+        num_unsure=told.num_unsure,
+        unsure_below=cfg.predict.unsure_below,
+        rejected=told.rejected,
+    )
 
 
 def find_images(root: Path, *, clips: bool = False) -> list[tuple[str, Path]]:
@@ -112,19 +140,18 @@ def _output(cfg: PredictConfig, source: Path, run_id: str) -> Path:
         raise UserError(f"predict.output: {str(output)!r} cannot be written: {error.strerror}") from None
 
 
-def _write(
-    files: Sequence[tuple[str, Path]], classifier: Classifier, output: Path, cfg: PredictConfig
-) -> tuple[Counter[str], list[Rejected]]:
+def _write(files: Sequence[tuple[str, Path]], classifier: Classifier, output: Path, cfg: PredictConfig) -> _Told:
     """Write the labels, and what could not be read beside them: last comes the name that says that all is there."""
-    labels: Counter[str] = Counter()
-    rejected: list[Rejected] = []
+    told = _Told()
     with _whole(output) as file:
-        _write_rows(file, files, classifier, cfg, labels, rejected)
-        if not labels:
-            raise UserError(f"none of the {len(files)} files below {cfg.predict.input!r} can be read: {rejected[0].reason}")
-        _write_rejected(_beside(output), rejected)
+        _write_rows(file, files, classifier, cfg, told)
+        if not told.labels:
+            raise UserError(
+                f"none of the {len(files)} files below {cfg.predict.input!r} can be read: {told.rejected[0].reason}"
+            )
+        _write_rejected(_beside(output), told.rejected)
         failpoints.reach("predict.before_rename")
-    return labels, rejected
+    return told
 
 
 @contextmanager
@@ -152,37 +179,29 @@ def _sweep(path: Path) -> None:
 
 
 def _write_rows(
-    file: TextIO,
-    files: Sequence[tuple[str, Path]],
-    classifier: Classifier,
-    cfg: PredictConfig,
-    labels: Counter[str],
-    rejected: list[Rejected],
+    file: TextIO, files: Sequence[tuple[str, Path]], classifier: Classifier, cfg: PredictConfig, told: _Told
 ) -> None:
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     with _reading(classifier, cfg) as reader:
-        _write_batches(writer, _decoded(files, reader, cfg), reader, labels, rejected)
+        _write_batches(writer, _decoded(files, reader, cfg), reader, cfg.predict.unsure_below, told)
 
 
 def _write_batches(
-    writer: Any,
-    batches: Iterable[list[tuple[str, Pixels | Rejected]]],
-    reader: _Reader,
-    labels: Counter[str],
-    rejected: list[Rejected],
+    writer: Any, batches: Iterable[list[tuple[str, Pixels | Rejected]]], reader: _Reader, unsure_below: float, told: _Told
 ) -> None:
     for batch in batches:
         good = [(name, pixels) for name, pixels in batch if not isinstance(pixels, Rejected)]
-        rejected.extend(pixels for _, pixels in batch if isinstance(pixels, Rejected))
+        told.rejected.extend(pixels for _, pixels in batch if isinstance(pixels, Rejected))
         if not good:
             continue
         failpoints.reach("predict.mid_rows")
         table = reader.probabilities([pixels for _, pixels in good])
         for (name, _), row in zip(good, table, strict=True):
-            label = reader.classifier.label(row)
-            writer.writerow([name, label, f"{row.max():.6f}"])
-            labels[label] += 1
+            label, unsure = reader.classifier.label(row), reader.classifier.confidence(row) < unsure_below
+            writer.writerow([name, label, f"{row.max():.6f}", str(unsure).lower()])
+            told.labels[label] += 1
+            told.num_unsure += unsure
 
 
 def _decoded(
@@ -313,6 +332,8 @@ def lines(predictions: Predictions) -> list[str]:
         f"  run:    {predictions.url}",
         f"  labels: {predictions.output}",
     ]
+    if predictions.num_unsure:
+        text.append(f"  {predictions.num_unsure:,} of them are unsure: a probability below {predictions.unsure_below:g}")
     if predictions.rejected:
         text.append(f"  {len(predictions.rejected)} files could not be read, listed in {_beside(predictions.output)}:")
         text += [f"    {item.image_id}: {item.code}, {item.reason}" for item in predictions.rejected[:_SHOWN]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_
 from tracked_cls.tracking.store import is_refusal
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+TEST_READS = "test.reads"  # tag of a run: how often its model was asked about the test images
 _MODEL = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]{1,128})(?:@(?P<alias>[A-Za-z0-9_-]{1,128})|/(?P<version>\d+))")
 _LOGGED = re.compile(r"models:/m-[0-9a-f]+")
 _RUN = re.compile(r"runs:/(?P<run>[0-9a-f]{8,64})")
@@ -50,12 +51,54 @@ def resolve(client: MlflowClient, uri: str) -> tuple[Bundle, str]:
     """
     try:
         exact = _exact(client, uri)
-        bundle = bundle_of(_verified(client, exact, uri))
+        return _bundle(client, exact, uri), exact
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri}: it cannot be read now: {reason_of(error)}") from None
+
+
+def files_of(client: MlflowClient, exact: str) -> Bundle:
+    """Return the local files of an exact model, as `resolve` does; a store that is away raises what it raises."""
+    return _bundle(client, exact, exact)
+
+
+def _bundle(client: MlflowClient, exact: str, uri: str) -> Bundle:
+    bundle = bundle_of(_verified(client, exact, uri))
     if not bundle.meta.exists():
         raise UserError(f"{uri}: not a model of this project: it holds no {bundle.meta.name}")
-    return bundle, exact
+    return bundle
+
+
+def version_at(client: MlflowClient, address: str) -> Version:
+    """Return the version that an address means: ``models:/<name>/<version>``, ``models:/<name>@<alias>`` or ``runs:/<id>``.
+
+    Raises `UserError` for any other address, and for what does not exist or was not registered.
+    """
+    try:
+        exact = _exact(client, address)
+        if match := _MODEL.fullmatch(exact):
+            return _version(client.get_model_version(match["name"], match["version"]))
+        found = client.search_model_versions(f"run_id='{address.removeprefix('runs:/')}'") if _RUN.fullmatch(address) else []
+    except MlflowException as error:
+        raise UserError(f"{address}: it cannot be read now: {reason_of(error)}") from None
+    if not found:
+        raise UserError(f"{address}: its model is not registered; train with promote.auto=always, which registers a challenger")
+    return _version(min(found, key=lambda version: int(version.version)))
+
+
+def versions(client: MlflowClient, name: str) -> list[Version]:
+    """Return the versions of a model, the first one first."""
+    found = [_version(version) for version in client.search_model_versions(f"name='{name}'")]
+    return sorted(found, key=lambda version: version.number)
+
+
+def by_number(client: MlflowClient, name: str, number: str) -> Version | None:
+    """Return a version, or None where it does not exist."""
+    try:
+        return _version(client.get_model_version(name, number))
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
+        return None
 
 
 def _verified(client: MlflowClient, exact: str, uri: str) -> Path:
@@ -205,8 +248,7 @@ def _make_model(client: MlflowClient, name: str) -> None:
 
 def _holding(client: MlflowClient, name: str, weights_digest: str) -> list[Version]:
     """Return the versions of a model that hold certain weights, the first one first."""
-    found = [_version(version) for version in client.search_model_versions(f"name='{name}'")]
-    return sorted((one for one in found if one.tags.get(WEIGHTS_DIGEST) == weights_digest), key=lambda one: one.number)
+    return [version for version in versions(client, name) if version.tags.get(WEIGHTS_DIGEST) == weights_digest]
 
 
 def _delete(client: MlflowClient, version: Version) -> None:
@@ -226,10 +268,32 @@ def set_alias(client: MlflowClient, version: Version, alias: str) -> None:
     client.set_registered_model_alias(version.name, alias, str(version.number))
 
 
-def tag_version(client: MlflowClient, version: Version, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
+def tag_version(client: MlflowClient, version: Version, tags: Mapping[str, str], instead_of: Sequence[str] = ()) -> None:
+    """Set tags of a version, and delete those it had before that are named in `instead_of` and not set now."""
+    for key in instead_of:
+        if key in version.tags and key not in tags:
+            client.delete_model_version_tag(version.name, str(version.number), key)
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.number), key, value)
+
+
+def count_read(client: MlflowClient, run_id: str) -> int | None:
+    """Note in a model's run that it was asked about the test images once more, and return how often that is now.
+
+    Its own training did so once. Who chooses among models by the test split should see that they did. A run that was deleted
+    needs no count: None.
+    """
+    try:
+        found = client.get_run(run_id)
+        if found.info.lifecycle_stage != "active":
+            return None
+        reads = int(found.data.tags.get(TEST_READS, 1)) + 1
+        client.set_tag(run_id, TEST_READS, str(reads))
+        return reads
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
+        return None
 
 
 def _version(found: object) -> Version:

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tracked_cls import assessment, conversion, durable, failpoints, promotion, tracking, weights
+from tracked_cls import conversion, durable, failpoints, parity, promotion, tracking, weights
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
+from tracked_cls.contest import TEST_DIGEST, Contest, Images, digest_of
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.loaders import Split
-from tracked_cls.errors import UserError
 from tracked_cls.job import Job
 from tracked_cls.promotion import Promotion
 from tracked_cls.redaction import reason_of
@@ -36,16 +36,21 @@ class Released:
     promotion: Promotion
 
 
-def release(job: Job, state: TrainState, test: Split, metrics: Mapping[str, float], tracker: Tracker) -> Released:
+def release(
+    job: Job, state: TrainState, test: Split, metrics: Mapping[str, float], tracker: Tracker, *, temperature: float
+) -> Released:
     """Export the network that was tested, log it once it is known to answer alike, and register it by rule."""
     failpoints.reach("release.before_export")
-    bundle = _export(job, state)
+    bundle = _export(job, state, temperature)
     own = lasting(job.cfg.transforms.eval)
     if own:
         verdict = _refused(own)
         job.tracked.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
         return Released(_keep_weights(job.tracked, bundle), verdict)
-    _check_parity(job.tracked, bundle, state, test)
+    parity.keep_golden(state.network, bundle, test)
+    difference = parity.of_export(bundle)
+    job.tracked.log_metrics({"parity_max_difference": difference})
+    parity.require(difference)
     (bundle.folder / _EXAMPLE).write_bytes(to_png(test.prepared.sized(test.indices[:1])[0]))
     task = {
         "folder": str(bundle.folder),
@@ -54,16 +59,23 @@ def release(job: Job, state: TrainState, test: Split, metrics: Mapping[str, floa
         "auto": job.cfg.promote.auto,
         "unregistered": _why_unregistered(job.cfg),
     }
-    return _now_or_later(job.tracked, tracker, task)
+    return _now_or_later(job.tracked, tracker, task, _contest(job, tracker))
 
 
-def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any]) -> Released:
+def _contest(job: Job, tracker: Tracker) -> Contest:
+    """Return where the model meets the champion: on the test images, which are open already."""
+    cfg = job.cfg
+    images = Images(cfg.data, "test", cfg.training.eval_batch_size, job.feed.prepared)
+    return Contest(images, cfg.promote.rules, job.feed.compute, cfg.tracking, tracker)
+
+
+def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any], contest: Contest) -> Released:
     """Log and register a model, or leave it in the run's journal while the tracking store is away."""
     for _ in range(_TRIES):
         if not tracked.flush():
             break
         try:
-            return settle(tracker, tracked.run_id, task)
+            return settle(tracker, tracked.run_id, task, contest)
         except (tracking.StoreError, OSError) as error:
             if tracking.is_refusal(error):
                 raise
@@ -74,16 +86,19 @@ def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any]) -> Relea
     return Released(task["folder"], Promotion("waiting", reason))
 
 
-def settle(tracker: Tracker, run_id: str, task: Mapping[str, Any]) -> Released:
-    """Log a model that was exported and checked, and register it by rule; what is there already stays as it is."""
+def settle(tracker: Tracker, run_id: str, task: Mapping[str, Any], contest: Contest | None = None) -> Released:
+    """Log a model that was exported and checked, and register it by rule; what is there already stays as it is.
+
+    Without a `contest` it is compared with no champion: what waited is delivered beside other work, which that would disturb.
+    """
     bundle = Bundle(Path(task["folder"]))
     _name_run(bundle, run_id)
     failpoints.reach("release.before_log_model")
     with TemporaryDirectory() as scratch:
         model_uri = log_model(bundle, run_id, scratch=Path(scratch), example=(bundle.folder / _EXAMPLE).read_bytes())
     failpoints.reach("release.after_log_model")
-    verdict = _register(tracker, model_uri, {**task["tags"], "run.id": run_id}, task)
     with tracker.opened(run_id) as run:
+        verdict = _register(tracker, run, model_uri, task, contest)
         run.set_tags({"promotion.verdict": verdict.verdict, "promotion.reason": verdict.reason})
     return Released(model_uri, verdict)
 
@@ -95,7 +110,7 @@ def _name_run(bundle: Bundle, run_id: str) -> None:
         durable.write(bundle.meta, _as_json({**meta, "run_id": run_id}))
 
 
-def _export(job: Job, state: TrainState) -> Bundle:
+def _export(job: Job, state: TrainState, temperature: float) -> Bundle:
     """Write weights, ONNX and description of the network beside the checkpoints."""
     cfg, shape, prepared = job.cfg, job.shape, job.feed.prepared
     bundle = Bundle(job.attempt.folder / "model")
@@ -109,6 +124,7 @@ def _export(job: Job, state: TrainState) -> Bundle:
         "preprocess": prepared.preprocess.to_dict(),
         "architecture": {"model": cfg.model.model_dump(), "shape": asdict(shape)},
         "weights_digest": weights.digest(state.network),
+        "temperature": temperature,
         "run_id": job.tracked.run_id,
         "data": {"name": manifest.name, "digest": manifest.digest, "content_digest": manifest.content_digest},
         "multi_label": manifest.multi_label,
@@ -120,17 +136,6 @@ def _export(job: Job, state: TrainState) -> Bundle:
 
 def _as_json(meta: Mapping[str, Any]) -> bytes:
     return (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _check_parity(tracked: Run, bundle: Bundle, state: TrainState, test: Split) -> None:
-    """Raise `UserError` unless the exported model answers like the network that was tested."""
-    difference = assessment.parity(state.network, bundle, test)
-    tracked.log_metrics({"parity_max_difference": difference})
-    if difference > assessment.PARITY_TOLERANCE:
-        raise UserError(
-            f"the exported model differs from the trained one by {difference:.2g} in probability "
-            f"(at most {assessment.PARITY_TOLERANCE:g} is allowed); it was not logged"
-        )
 
 
 def _keep_weights(tracked: Run, bundle: Bundle) -> str:
@@ -158,10 +163,11 @@ def _why_unregistered(cfg: TrainConfig) -> str | None:
     return "promote.auto=never" if cfg.promote.auto == "never" else None
 
 
-def _register(tracker: Tracker, model_uri: str, tags: dict[str, str], task: Mapping[str, Any]) -> Promotion:
+def _register(tracker: Tracker, run: Run, model_uri: str, task: Mapping[str, Any], contest: Contest | None) -> Promotion:
     if task["unregistered"] is not None:
         return Promotion("not registered", task["unregistered"])
-    return promotion.register(tracker, task["name"], model_uri, tags=tags, compare=task["auto"] == "always")
+    tags = {**task["tags"], "run.id": run.run_id}
+    return promotion.register(tracker, run, task["name"], model_uri, tags=tags, auto=task["auto"], contest=contest)
 
 
 def _version_tags(job: Job, state: TrainState, metrics: Mapping[str, float]) -> dict[str, str]:
@@ -170,5 +176,6 @@ def _version_tags(job: Job, state: TrainState, metrics: Mapping[str, float]) -> 
         "data.digest": manifest.digest,
         "content.digest": manifest.content_digest,
         "weights.digest": weights.digest(state.network),
+        TEST_DIGEST: digest_of(manifest, "test"),
         **{name: repr(value) for name, value in metrics.items()},
     }

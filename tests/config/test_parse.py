@@ -6,6 +6,8 @@ from tracked_cls.config import (
     EvaluateConfig,
     PredictConfig,
     PrepareConfig,
+    ReportConfig,
+    SyncConfig,
     TrainConfig,
     TuneConfig,
     flatten,
@@ -135,6 +137,18 @@ def test_a_missing_params_file_says_where_it_was_looked_for(tmp_path, monkeypatc
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it in a process that has used a store
     with pytest.raises(UserError, match=f"params file 'no.yaml' does not exist .looked in {tmp_path}"):
         load(TrainConfig, ["--params", "no.yaml"])
+
+
+@pytest.mark.parametrize("words", [[], ["--params", "params/train.yaml"]], ids=["not named", "as MLproject names it"])
+def test_verbs_whose_own_options_suffice_do_without_a_params_file(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert load(ReportConfig, [*words, "--runs", 32 * "a"]).report.runs == [32 * "a"]
+    assert load(SyncConfig, words) == SyncConfig()
+    with pytest.raises(UserError, match="params file 'no.yaml' does not exist"):
+        load(SyncConfig, ["--params", "no.yaml"])
+    with pytest.raises(UserError, match="params file 'params/train.yaml' does not exist"):
+        load(TrainConfig, words)
 
 
 def test_every_verb_takes_its_own_part_of_one_file(params):

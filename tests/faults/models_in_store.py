@@ -27,6 +27,7 @@ def make_bundle(folder: Path, digest: str = "d1") -> Bundle:
     folder.mkdir(parents=True, exist_ok=True)
     weights.save(make_model(ModelConfig(name="small_cnn"), Shape(3, 1, 8)), bundle.weights)
     bundle.onnx.write_bytes(b"stands for a network" * 99)
+    bundle.golden.write_bytes(b"stands for images and answers" * 99)
     meta = {"classes": ["a", "b", "c"], "preprocess": {}, "architecture": {}, "weights_digest": digest}
     bundle.meta.write_text(json.dumps(meta))
     return bundle

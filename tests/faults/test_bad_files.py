@@ -333,6 +333,9 @@ class Brightness:
     def label(self, row):
         return ("dark", "bright")[int(row.argmax())]
 
+    def confidence(self, row):
+        return row.max()
+
 
 def predict(folder, output, **options):
     from tracked_cls import prediction
@@ -340,9 +343,9 @@ def predict(folder, output, **options):
 
     cfg = PredictConfig(predict={"input": str(folder), "output": str(output), "batch_size": 7, "workers": 1, **options})
     written = prediction._output(cfg, folder, "run")
-    made = prediction._write(prediction.find_images(folder), Brightness(), written, cfg)
+    told = prediction._write(prediction.find_images(folder), Brightness(), written, cfg)
     prediction._keep(written)
-    return made
+    return told.labels, told.rejected
 
 
 @pytest.fixture

@@ -284,7 +284,10 @@ ONLY_WITH = {  # the argument that makes it safe, and its value
     "yaml.load": ("Loader", "_StrictLoader"),
 }
 NEVER_WITH = [("shell", "True"), ("weights_only", "False"), ("allow_pickle", "True"), ("trust_remote_code", "True")]
-ALLOWED = {("plugins.py", "importlib.import_module")}  # modules that the configuration names: it is trusted
+ALLOWED = {
+    ("plugins.py", "importlib.import_module"),  # modules that the configuration names: it is trusted
+    ("apart.py", "mlflow.pyfunc.load_model"),  # in a process of its own, of files that are as they were logged
+}
 
 
 def _names(tree):

@@ -5,7 +5,7 @@ from tracked_cls.config.network import FreezeConfig, ModelConfig
 from tracked_cls.config.objective import LossConfig
 from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.parse import load, override
-from tracked_cls.config.sections import CheckpointConfig, PromoteConfig, TrackingConfig, TrainingConfig
+from tracked_cls.config.sections import CheckpointConfig, GateSection, PromoteSection, TrackingConfig, TrainingConfig
 from tracked_cls.config.sentences import near_key, option_value
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
@@ -14,6 +14,8 @@ from tracked_cls.config.verbs import (
     MainConfig,
     PredictConfig,
     PrepareConfig,
+    PromoteConfig,
+    ReportConfig,
     SyncConfig,
     TrainConfig,
     TuneConfig,
@@ -29,6 +31,7 @@ __all__ = [
     "DataIdentity",
     "EvaluateConfig",
     "FreezeConfig",
+    "GateSection",
     "LoaderConfig",
     "LossConfig",
     "MainConfig",
@@ -37,6 +40,8 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "PromoteConfig",
+    "PromoteSection",
+    "ReportConfig",
     "SchedulerConfig",
     "Section",
     "SplitSource",

@@ -40,7 +40,7 @@ def load(cls: type[V], argv: Sequence[str], default_params: str | None = None, c
     run_id = _run_to_repeat(cls, given)
     values = _converted(cls, given)
     if run_id is None:
-        below = _tree_of_file(cls, file)
+        below = {} if file == default and _does_without(cls, file) else _tree_of_file(cls, file)
     elif file != default:
         raise UserError(f"from_run takes the place of the params file: give either from_run or params={file}")
     else:
@@ -175,13 +175,20 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _find_params(name: str) -> Path:
     """Look for a params file in the working folder, then beside the tracking store."""
-    tried = [Path(name), workspace(TrackingConfig()) / name]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"params file {name!r} does not exist (looked in {', '.join(sorted({str(p.absolute().parent) for p in tried}))})"
-    )
+    found = [path for path in _places_of(name) if path.is_file()]
+    if not found:
+        places = ", ".join(sorted({str(path.absolute().parent) for path in _places_of(name)}))
+        raise UserError(f"params file {name!r} does not exist (looked in {places})")
+    return found[0]
+
+
+def _does_without(cls: type[Verb], name: str) -> bool:
+    """Whether a verb needs no params file, and there is none."""
+    return cls.own_options_suffice and not any(path.is_file() for path in _places_of(name))
+
+
+def _places_of(name: str) -> list[Path]:
+    return [Path(name), workspace(TrackingConfig()) / name]
 
 
 def _tree_of_file(cls: type[Verb], name: str) -> Tree:

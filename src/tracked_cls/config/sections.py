@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from tracked_cls.config.tree import Section, option
-from tracked_cls.errors import UserError
+from tracked_cls.errors import UserError, lookup
+
+_MOST_RUNS = 26  # in one report, each with a letter
 
 
 class TrainingConfig(Section):
@@ -100,15 +103,68 @@ class TrackingConfig(Section):
     )
     experiment: str | None = option(None, "its name; auto: $MLFLOW_EXPERIMENT_NAME, else MLflow's Default", unset="auto")
     run_name: str | None = option(None, "name of the run; auto: verb, model and data", unset="auto")
+    system_metrics_seconds: float | None = option(
+        None, "log CPU, memory, disk, network and (with nvidia-ml-py) GPU of the machine every so often", unit="s", unset="off",
+        ge=1, le=3600,
+    )  # fmt: skip
+    pictures: bool = option(True, "draw what an evaluation has to show: galleries, heat maps, curves; a few seconds")
     journal: str = option("runs/journal", "folder of what MLflow has not got yet; relative to the folder of the tracking store")
 
 
-class PromoteConfig(Section):
+class GateSection(Section):
+    """The rules by which a challenger takes the champion's place, both scored on the same images."""
+
+    alpha: float = option(
+        0.05, "two-sided level of the exact McNemar test: of equally good challengers at most half of this share is promoted",
+        gt=0, lt=1,
+    )  # fmt: skip
+    min_gain: float = option(0.0, "least gain in accuracy, beside being significant", ge=0, lt=1)
+    class_alpha: float | None = option(
+        0.05, "level, corrected for the number of classes, at which a class that got worse stops a promotion", unset="off",
+        gt=0, lt=1,
+    )  # fmt: skip
+    max_latency_ratio: float | None = option(
+        None, "a challenger that takes longer for one image than so many times the champion is not promoted; measured, so it "
+        "needs a quiet machine", unset="off", gt=0,
+    )  # fmt: skip
+    max_size_ratio: float | None = option(
+        None, "a challenger whose weights take more bytes than so many times the champion's is not promoted", unset="off", gt=0
+    )
+    max_ece_increase: float | None = option(
+        None, "a challenger whose expected calibration error is higher by more than this is not promoted", unset="off", ge=0,
+        lt=1,
+    )  # fmt: skip
+    other_data: Literal["refuse", "compare"] = option(
+        "refuse", "where a model was tested on other images than those of the data now, it may have been trained on some of "
+        "these: keep the champion, or compare all the same",
+    )  # fmt: skip
+
+    @property
+    def rules(self) -> GateSection:
+        """The rules alone."""
+        return GateSection(**{name: getattr(self, name) for name in GateSection.model_fields})
+
+
+class PromoteSection(GateSection):
     """Registration of what was trained."""
 
     auto: Literal["first", "always", "never"] = option(
         "first", "register after train: only while there is no champion, always (champion if better), or never"
     )
+
+
+class ContestSection(GateSection):
+    """Who is compared with the champion, and on what."""
+
+    model: str | None = option(
+        None,
+        "the challenger: models:/<name>/<version>, models:/<name>@<alias>, or runs:/<id> of a registered model; auto: the "
+        "data's challenger",
+        unset="auto",
+    )
+    rollback: bool = option(False, "give the champion's place back to the version that it took it from; nothing is compared")
+    split: Literal["val", "test"] = option("test", "the prepared split that both are scored on")
+    batch_size: int = option(512, "images scored at a time; changes rounding only", unit="images", ge=1, le=65536)
 
 
 class EvaluateSection(Section):
@@ -125,6 +181,18 @@ class EvaluateSection(Section):
         "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
         "image at 8/7 of the model's size; ten_crop mirrors those too",
     )  # fmt: skip
+    slices: list[str] = option(
+        ["auto"],
+        "columns to show the accuracy by: label, group, folder, weight (in quarters); auto: of group and folder those of 2 to "
+        "50 values that tell more than the label",
+    )
+
+    @field_validator("slices")
+    @classmethod
+    def _known_columns(cls, value: list[str]) -> list[str]:
+        for name in value:
+            lookup(name, dict.fromkeys(("auto", "label", "group", "folder", "weight")), "column in evaluate.slices")
+        return value
 
 
 class PredictSection(Section):
@@ -145,6 +213,10 @@ class PredictSection(Section):
         "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
         "image at 8/7 of the model's size; ten_crop mirrors those too",
     )  # fmt: skip
+    unsure_below: float = option(
+        0.5, "mark an answer as unsure whose calibrated probability is lower; several labels: that of the least certain one",
+        ge=0, le=1,
+    )  # fmt: skip
     workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
     decode_seconds: float | None = option(
         10.0, "a file that takes more computing than this (or six times as long by the clock) gets no label; off: no limit",
@@ -154,3 +226,37 @@ class PredictSection(Section):
         4_000_000_000, "a file that needs more memory than this gets no label; off: no limit", unit="bytes", unset="off",
         ge=100_000_000,
     )  # fmt: skip
+
+
+class ReportSection(Section):
+    """Which runs a page is about."""
+
+    runs: list[str] = option(
+        [], "ids of runs, or runs:/<id>, with commas between them: of one its own page, of several a comparison with the first"
+    )
+    output: str | None = option(
+        None, "HTML file to write; auto: reports/<report's run>.html beside the tracking store", unset="auto"
+    )
+    overwrite: bool = option(False, "replace an output that exists")
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        """Take ``a,b`` for two ids."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            return value
+        return [part.strip() for text in texts for part in str(text).split(",")]
+
+    @field_validator("runs")
+    @classmethod
+    def _are_ids(cls, value: list[str]) -> list[str]:
+        ids = [text.removeprefix("runs:/") for text in value]
+        for run_id in ids:
+            if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+                raise UserError(f"report.runs: {run_id[:100]!r} is no id of a run: 32 hex digits, as mlflow ui shows them")
+            if ids.count(run_id) > 1:
+                raise UserError(f"report.runs names run {run_id} twice; name each run once")
+        if len(ids) > _MOST_RUNS:
+            raise UserError(f"report.runs must be at most {_MOST_RUNS} runs, got {len(ids)}; compare fewer")
+        return ids

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from tracked_cls.config.choice import Choice, Own
-from tracked_cls.config.sections import PromoteConfig
+from tracked_cls.config.sections import PromoteSection
 from tracked_cls.config.tree import Section, option
 from tracked_cls.errors import UserError
 
@@ -137,7 +137,7 @@ class TuneSection(Section):
         return self
 
 
-class TunePromoteConfig(PromoteConfig):
+class TunePromoteSection(PromoteSection):
     """Registration of the winner."""
 
     auto: Literal["first", "always", "never"] = option(

@@ -12,37 +12,43 @@ from tracked_cls.config.objective import LossConfig
 from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.sections import (
     CheckpointConfig,
+    ContestSection,
     EvaluateSection,
     PredictSection,
-    PromoteConfig,
+    PromoteSection,
+    ReportSection,
     TrackingConfig,
     TrainingConfig,
 )
 from tracked_cls.config.transforms import PredictTransforms, TransformsConfig
 from tracked_cls.config.tree import Section, option
-from tracked_cls.config.tuning import TunePromoteConfig, TuneSection
+from tracked_cls.config.tuning import TunePromoteSection, TuneSection
 from tracked_cls.errors import UserError
 
 
 class Verb(Section):
     """The tree of one entry point. `bare` names the section whose keys may be given without its name.
 
-    `params` is the file that is read where none is named.
+    `params` is the file that is read where none is named; a verb whose `own_options_suffice` does without, where it is not.
     """
 
     verb: ClassVar[str]
     summary: ClassVar[str]
     bare: ClassVar[str | None] = None
     params: ClassVar[str] = "params/train.yaml"
+    own_options_suffice: ClassVar[bool] = False
 
 
-class _Compute(Section):
+class _Device(Section):
     device: str = option(
         "auto", "auto, cpu, cuda, cuda:<index> or mps; auto: a GPU where there is one", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
     )
     threads: int | None = option(
         None, "CPU threads; results on CPU are bit-identical for equal numbers; auto: all cores", unset="auto", ge=1, le=1024
     )
+
+
+class _Compute(_Device):
     limit: int | None = option(
         None, "use only this many images per split, stratified by class: a smoke run", unit="images", unset="off", ge=1
     )
@@ -106,7 +112,7 @@ class TrainConfig(Verb, _Compute):
     scheduler: SchedulerConfig = SchedulerConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    promote: PromoteConfig = PromoteConfig()
+    promote: PromoteSection = PromoteSection()
     tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("from_run")
@@ -179,7 +185,7 @@ class TuneConfig(TrainConfig):
     bare: ClassVar[str | None] = "tune"
     params: ClassVar[str] = "params/tune.yaml"
     tune: TuneSection = TuneSection()
-    promote: TunePromoteConfig = TunePromoteConfig()
+    promote: TunePromoteSection = TunePromoteSection()
 
     @model_validator(mode="after")
     def _trials_are_plain_trainings(self) -> TuneConfig:
@@ -209,6 +215,23 @@ class EvaluateConfig(Verb, _Compute):
     tracking: TrackingConfig = TrackingConfig()
 
 
+class PromoteConfig(Verb, _Device):
+    """``promote``: a challenger against the champion, on the same images."""
+
+    verb: ClassVar[str] = "promote"
+    summary: ClassVar[str] = "Compare a challenger with the champion on the same images and move the alias by rule, or back."
+    bare: ClassVar[str | None] = "promote"
+    data: DataConfig = DataConfig()
+    promote: ContestSection = ContestSection()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rollback_goes_alone(self) -> PromoteConfig:
+        if self.promote.rollback and self.promote.model is not None:
+            raise UserError("promote.model has no effect with promote.rollback=true, which goes back to the champion before")
+        return self
+
+
 class PredictConfig(Verb):
     """``predict``: labels for images nobody labelled."""
 
@@ -227,13 +250,41 @@ class PredictConfig(Verb):
         return self
 
 
+class ReportConfig(Verb):
+    """``report``: a page about runs that are there."""
+
+    verb: ClassVar[str] = "report"
+    summary: ClassVar[str] = "Write the page of a run anew, or one that compares several and says which differences are chance."
+    bare: ClassVar[str | None] = "report"
+    own_options_suffice: ClassVar[bool] = True
+    report: ReportSection = ReportSection()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _runs_are_given(self) -> ReportConfig:
+        if not self.report.runs:
+            raise UserError("report.runs is required: ids of runs, as mlflow ui shows them (-P runs=<id>,<id>)")
+        return self
+
+
 class SyncConfig(Verb):
     """``sync``: what waits on disk for the tracking store, delivered."""
 
     verb: ClassVar[str] = "sync"
     summary: ClassVar[str] = "Deliver to MLflow what was logged while its server did not answer."
+    own_options_suffice: ClassVar[bool] = True
     patience_seconds: float = option(30.0, "how long a store that does not answer is asked again", unit="s", gt=0, le=86_400)
     tracking: TrackingConfig = TrackingConfig()
 
 
-VERBS: tuple[type[Verb], ...] = (MainConfig, PrepareConfig, TrainConfig, TuneConfig, EvaluateConfig, PredictConfig, SyncConfig)
+VERBS: tuple[type[Verb], ...] = (
+    MainConfig,
+    PrepareConfig,
+    TrainConfig,
+    TuneConfig,
+    EvaluateConfig,
+    PromoteConfig,
+    PredictConfig,
+    ReportConfig,
+    SyncConfig,
+)

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from tracked_cls.anatomy import Anatomy, Layer, show
+from tracked_cls.plots.style import GREY, INK, LINE
 
-_INK, _GREY, _LINE, _OUTER, _INNER = "#24292f", "#57606a", "#8c959f", "#f3f6fa", "#ffffff"
+_OUTER, _INNER = "#f3f6fa", "#ffffff"
 _GROUND = "#e2e7ee"  # so that the edges of white filters show
 _WIDTH, _ROW = 8.4, 0.34  # inches
 _COLUMNS = (0.02, 0.36, 0.63, 0.98)  # of a box: name, type, output, parameters
@@ -50,8 +51,8 @@ def network(anatomy: Anatomy, path: Path) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(rows, -0.2)
-    figure.text(0.02, 1 - 0.3 / figure.get_figheight(), anatomy.name, fontsize=13, fontweight="bold", color=_INK)
-    figure.text(0.02, 1 - 0.52 / figure.get_figheight(), _summary(anatomy), fontsize=8.5, color=_GREY)
+    figure.text(0.02, 1 - 0.3 / figure.get_figheight(), anatomy.name, fontsize=13, fontweight="bold", color=INK)
+    figure.text(0.02, 1 - 0.52 / figure.get_figheight(), _summary(anatomy), fontsize=8.5, color=GREY)
     _heading(figure)
     _draw(axes, boxes, 0.0, margin=0.0)
     figure.savefig(path, dpi=110)
@@ -65,7 +66,7 @@ def filters(pictures: npt.NDArray[np.uint8], path: Path) -> None:
     figure = Figure(figsize=(0.62 * columns + 0.2, 0.62 * rows + 0.5), layout="constrained", facecolor=_GROUND)
     height, width = pictures.shape[1:3]
     some = f"the first {len(shown)} of {len(pictures)}" if len(pictures) > len(shown) else str(len(pictures))
-    figure.suptitle(f"{some} filters, {height} x {width}", fontsize=9, color=_GREY)
+    figure.suptitle(f"{some} filters, {height} x {width}", fontsize=9, color=GREY)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -85,9 +86,9 @@ def feature_maps(image: npt.NDArray[np.uint8], maps: Mapping[str, npt.NDArray[np
     for axes in grid.flat:
         axes.set_axis_off()
     grid[0, 0].imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
-    grid[0, 0].set_title("image", fontsize=8, color=_GREY)
+    grid[0, 0].set_title("image", fontsize=8, color=GREY)
     for row, (name, answer) in zip(grid, maps.items(), strict=False):
-        row[1].set_title(f"{name}   {show(answer.shape[1:])}", fontsize=8, color=_GREY, loc="left")
+        row[1].set_title(f"{name}   {show(answer.shape[1:])}", fontsize=8, color=GREY, loc="left")
         for axes, channel in zip(row[1:], answer[0], strict=False):
             axes.imshow(channel, cmap="viridis")
     figure.savefig(path, dpi=110)
@@ -133,14 +134,14 @@ def _heading(figure: Figure) -> None:
     for column, title, side in zip(
         _COLUMNS, ("layer", "type", "output", "parameters"), ("left",) * 3 + ("right",), strict=True
     ):
-        figure.text(0.02 + 0.96 * column, y, title, fontsize=7.5, color=_GREY, ha=side)
+        figure.text(0.02 + 0.96 * column, y, title, fontsize=7.5, color=GREY, ha=side)
 
 
 def _draw(axes: Axes, boxes: Sequence[_Box], top: float, *, margin: float) -> float:
     """Draw boxes below `top`, in rows, joined by arrows; return where the last one ends."""
     for index, box in enumerate(boxes):
         if index:
-            arrow = {"arrowstyle": "-|>", "color": _LINE, "lw": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6}
+            arrow = {"arrowstyle": "-|>", "color": LINE, "lw": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6}
             axes.annotate("", (0.5, top), (0.5, top - 0.25), arrowprops=arrow)
         _frame(axes, box, top, margin)
         _write(axes, box, top + 0.5, margin)
@@ -158,7 +159,7 @@ def _frame(axes: Axes, box: _Box, top: float, margin: float) -> None:
         boxstyle="round,pad=0,rounding_size=0.006",
         mutation_aspect=25,
         facecolor=_OUTER if box.inside else _INNER,
-        edgecolor=_LINE,
+        edgecolor=LINE,
         linewidth=0.8,
     )
     axes.add_patch(frame)
@@ -174,6 +175,6 @@ def _write(axes: Axes, box: _Box, y: float, margin: float) -> None:
             fontsize=8.5,
             va="center",
             ha="right" if number == 3 else "left",
-            color=_GREY if number == 1 else _INK,
+            color=GREY if number == 1 else INK,
             fontweight="bold" if box.inside and number == 0 else "normal",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +16,11 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
-from PIL import Image
 
 from tracked_cls.plots.lettering import lettering
-from tracked_cls.plots.results import _BEST, _TRAIN, _VAL
-from tracked_cls.plots.study import (
-    _GREY,
-    Mark,
-    Parameter,
-    Search,
-    _dress,
-    _is_wide,
-    _limits,
-    _scatter,
-    _set_limits,
-    _short,
-)  # fmt: skip
+from tracked_cls.plots.study import Mark, Parameter, Search, _is_wide, _limits, _scatter, _set_limits, _short
+from tracked_cls.plots.style import GREY, LINE, MAIN, MARKED, QUIET, cut, dress, save
 
-_LINE = "#8c959f"
 _COLUMNS, _MOST_AXES, _MOST_PANELS, _MOST_BARS, _MOST_CHOICES, _MOST_LETTERS = 4, 18, 24, 24, 12, 16
 _MOST_LINES = 100
 _UNUSED = -0.14  # the height, on axes from 0 to 1, of the lane of those trials that have no use for an option
@@ -56,11 +42,11 @@ def importances(shares: Mapping[str, float], num_complete: int, metric: str, pat
     largest = sorted(shares.items(), key=lambda item: item[1])[-_MOST_BARS:]
     figure = Figure(figsize=(8, 1.3 + 0.3 * len(largest)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(range(len(largest)), [100 * share for _, share in largest], color=_VAL)
+    bars = axes.barh(range(len(largest)), [100 * share for _, share in largest], color=MAIN)
     axes.bar_label(bars, [f"{100 * share:.0f}%" for _, share in largest], padding=3, fontsize=8.5)
     axes.set_yticks(range(len(largest)), [name for name, _ in largest], parse_math=False)
     axes.margins(x=0.1)
-    _dress(axes, f"importance for {metric}", f"from {num_complete} complete trials", "share in %", "")
+    dress(axes, f"importance for {metric}", f"from {num_complete} complete trials", "share in %", "")
     axes.grid(visible=False, axis="y")
     figure.savefig(path, dpi=110)
 
@@ -89,7 +75,7 @@ def slices(search: Search, path: Path) -> None:
     bar.set_label("trial number", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    _save_small(figure, path)
+    save(figure, path)
 
 
 @lettering()
@@ -103,13 +89,13 @@ def parallel_coordinate(search: Search, path: Path) -> None:
     goodness = _goodness(search)
     for mark in sorted(search.complete, key=lambda mark: (mark.number in search.best, goodness(mark)))[-_MOST_LINES:]:
         is_best = mark.number in search.best
-        colour = _BEST if is_best else _DARKENING(goodness(mark))
+        colour = MARKED if is_best else _DARKENING(goodness(mark))
         heights = [_height(scale, mark) for scale in scales]
         axes.plot(range(len(scales)), heights, color=colour, linewidth=2 if is_best else 1.1, alpha=1 if is_best else 0.65)
     for position, scale in enumerate(scales):
         _axis(axes, position, scale)
     _frame_lanes(axes, scales, search)
-    _save_small(figure, path)
+    save(figure, path)
 
 
 # ---- parts of the pictures -------------------------------------------------------------------------------------------
@@ -117,12 +103,12 @@ def parallel_coordinate(search: Search, path: Path) -> None:
 
 def _slice(axes: Axes, search: Search, parameter: Parameter, colours: ScalarMappable, limits: tuple[float, float]) -> None:
     marks = [mark for mark in search.complete if parameter.name in mark.params]
-    hollow = {"facecolors": "none", "edgecolors": _TRAIN, "s": 18}
+    hollow = {"facecolors": "none", "edgecolors": QUIET, "s": 18}
     _row(axes, [mark for mark in marks if not mark.feasible], parameter, limits, None, hollow)
-    for chosen, style in ((False, {"s": 24}), (True, {"s": 52, "edgecolors": _BEST, "linewidths": 1.8, "zorder": 4})):
+    for chosen, style in ((False, {"s": 24}), (True, {"s": 52, "edgecolors": MARKED, "linewidths": 1.8, "zorder": 4})):
         these = [mark for mark in marks if mark.feasible and (mark.number in search.best) == chosen]
         _row(axes, these, parameter, limits, list(colours.to_rgba(np.array([mark.number for mark in these]))), style)
-    _dress(axes, "", "", "", "")
+    dress(axes, "", "", "", "")
     axes.set_xlabel(parameter.label, fontsize=9, parse_math=False)
     axes.tick_params(labelsize=8)
     _set_limits(axes, limits, "y", log=False)
@@ -141,14 +127,6 @@ def _row(
     _scatter(axes, xs, [mark.values[0] for mark in marks], limits, fills, **style)
 
 
-def _save_small(figure: Figure, path: Path) -> None:
-    """Save a picture of many smooth lines or dots in 96 colours: a third of its size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    with Image.open(buffer) as picture:
-        picture.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
 def _set_parameter_axis(axes: Axes, parameter: Parameter) -> None:
     if not parameter.choices:
         _set_limits(axes, (parameter.low, parameter.high), "x", log=parameter.log)
@@ -159,18 +137,14 @@ def _set_parameter_axis(axes: Axes, parameter: Parameter) -> None:
     count = len(parameter.choices)
     places = _some(count)
     axes.set_xlim(-0.6, count - 0.4)
-    tilted = sum(len(_cut(parameter.choices[place])) for place in places) > 18
+    tilted = sum(len(cut(parameter.choices[place], _MOST_LETTERS)) for place in places) > 18
     turn: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
-    axes.set_xticks(places, [_cut(parameter.choices[place]) for place in places], parse_math=False, **turn)
+    axes.set_xticks(places, [cut(parameter.choices[place], _MOST_LETTERS) for place in places], parse_math=False, **turn)
 
 
 def _some(count: int) -> list[int]:
     """Return the places of at most 12 choices, spread evenly over all."""
     return list(range(0, count, -(-count // _MOST_CHOICES)))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _nudge(mark: Mark, reach: float) -> float:
@@ -229,7 +203,8 @@ def _share(parameter: Parameter, value: float) -> float:
 def _ticks(parameter: Parameter) -> list[tuple[float, str]]:
     """Return heights on an axis from 0 to 1, and what is written there."""
     if parameter.choices:
-        return [(_share(parameter, place), _cut(parameter.choices[place])) for place in _some(len(parameter.choices))]
+        places = _some(len(parameter.choices))
+        return [(_share(parameter, place), cut(parameter.choices[place], _MOST_LETTERS)) for place in places]
     values: Iterable[float] = (parameter.low, parameter.high)
     if parameter.log:
         decades = range(math.ceil(math.log10(parameter.low) - 1e-9), math.floor(math.log10(parameter.high) + 1e-9) + 1)
@@ -241,7 +216,7 @@ def _ticks(parameter: Parameter) -> list[tuple[float, str]]:
 
 
 def _axis(axes: Axes, place: int, scale: _Scale) -> None:
-    colour = _BEST if scale.is_result else _LINE
+    colour = MARKED if scale.is_result else LINE
     axes.plot([place, place], [0, 1], color=colour, linewidth=1.2, zorder=4)
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for height, text in _ticks(scale.parameter):
@@ -261,10 +236,10 @@ def _frame_lanes(axes: Axes, scales: Sequence[_Scale], search: Search) -> None:
     axes.set_ylim(_UNUSED - 0.06 if unused else -0.04, 1.04)
     if unused:
         axes.axhspan(_UNUSED - 0.045, _UNUSED + 0.045, color="#eef1f4", zorder=0, linewidth=0)
-        axes.set_yticks([_UNUSED], ["not used"], fontsize=8.5, color=_GREY)
+        axes.set_yticks([_UNUSED], ["not used"], fontsize=8.5, color=GREY)
         axes.tick_params(axis="y", length=0)
     axes.set_title("parallel coordinates", loc="left", fontweight="bold")
     note = f"darker is better; orange: the {'best' if len(search.objectives) == 1 else 'Pareto front'}"
     count = len(search.complete)
     some = f"the best {_MOST_LINES} of {count}" if count > _MOST_LINES else str(count)
-    axes.set_title(f"{some} complete trials; {note}", loc="right", fontsize=8, color=_GREY)
+    axes.set_title(f"{some} complete trials; {note}", loc="right", fontsize=8, color=GREY)

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter
 
 from tracked_cls.plots.lettering import lettering
-from tracked_cls.plots.results import _BEST, _TRAIN, _VAL
+from tracked_cls.plots.style import GREY, MAIN, MARKED, PALE, QUIET, dress
 
-_GREY, _PALE, _FAILED = "#57606a", "#afb8c1", "#b42318"
+_FAILED = "#b42318"
 _COLOURS = {
-    "complete": _VAL, "pruned": _PALE, "failed": _FAILED, "killed": "#8250df", "running": "#2da44e", "waiting": "#d0d7de",
+    "complete": MAIN, "pruned": PALE, "failed": _FAILED, "killed": "#8250df", "running": "#2da44e", "waiting": "#d0d7de",
 }  # fmt: skip
 _MOST_CURVES, _MOST_NAMED = 100, 12
 
@@ -89,7 +89,7 @@ def history(search: Search, path: Path) -> None:
         _values_by_number(axes, search, index, limits)
         _failures(axes, search)
         some = "; triangles: beyond the edge" if _is_cut(search, index, limits) else ""
-        _dress(axes, "history" if index == 0 else "", _direction(objective) + some, "trial number", objective.name)
+        dress(axes, "history" if index == 0 else "", _direction(objective) + some, "trial number", objective.name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _set_limits(axes, limits, "y", log=index > 0 and _is_wide(limits))
     _legend(figure, panels[0])
@@ -106,7 +106,7 @@ def intermediate_values(search: Search, path: Path) -> None:
     for mark in sorted(shown, key=lambda mark: (mark.number in search.best, mark.state != "pruned")):
         _curve(axes, mark, is_best=mark.number in search.best, alpha=0.8 if len(shown) < 20 else 0.45)
     some = f"the last {_MOST_CURVES} and the best of {len(reported)} trials; " if len(reported) > _MOST_CURVES else ""
-    _dress(axes, "intermediate values", some + _direction(objective), "epoch", f"{objective.name} of the best epoch so far")
+    dress(axes, "intermediate values", some + _direction(objective), "epoch", f"{objective.name} of the best epoch so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     values = [value for mark in shown for value in mark.reports.values()]
     _set_limits(axes, _robust(values, maximize=objective.maximize), "y", log=False)
@@ -130,7 +130,7 @@ def timeline(search: Search, path: Path) -> None:
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     note = "long idle times are cut short" if breaks else ""
-    _dress(axes, "timeline", note, f"{unit} since the study began", "trial number")
+    dress(axes, "timeline", note, f"{unit} since the study began", "trial number")
     _legend(figure, axes)
     figure.savefig(path, dpi=110)
 
@@ -145,12 +145,12 @@ def pareto_front(search: Search, path: Path) -> None:
     _cloud(axes, [mark for mark in search.complete if mark.number not in search.best], lambda mark: mark.values[1], 0, limits)
     points = [(mark.values[1], min(max(mark.values[0], limits[0]), limits[1])) for mark in front]
     if points:
-        axes.step(*np.transpose(points), where="post", color=_BEST, marker="o", zorder=3, label="Pareto front")
+        axes.step(*np.transpose(points), where="post", color=MARKED, marker="o", zorder=3, label="Pareto front")
     for mark, point in list(zip(front, points, strict=True))[:_MOST_NAMED]:
         place: dict[str, Any] = {"xytext": (-6, 7 if metric.maximize else -14), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(f"trial {mark.number}", point, fontsize=8, color=_BEST, zorder=4, **place)
+        axes.annotate(f"trial {mark.number}", point, fontsize=8, color=MARKED, zorder=4, **place)
     corner = "upper" if metric.maximize else "lower"
-    _dress(axes, "Pareto front", f"better: towards the {corner} left", cost.name, metric.name)
+    dress(axes, "Pareto front", f"better: towards the {corner} left", cost.name, metric.name)
     _set_limits(axes, limits, "y", log=False)
     _set_limits(axes, across, "x", log=_is_wide(across), room=0.12)
     _legend(figure, axes)
@@ -158,16 +158,6 @@ def pareto_front(search: Search, path: Path) -> None:
 
 
 # ---- parts of the pictures -------------------------------------------------------------------------------------------
-
-
-def _dress(axes: Axes, title: str, note: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontweight="bold", parse_math=False)
-    axes.set_title(note, loc="right", fontsize=8, color=_GREY)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -182,27 +172,27 @@ def _direction(objective: Objective) -> str:
 
 def _values_by_number(axes: Axes, search: Search, index: int, limits: tuple[float, float]) -> None:
     pruned = [mark for mark in search.marks if mark.state == "pruned" and len(mark.values) > index]
-    style: dict[str, Any] = {"color": _PALE, "marker": "x", "s": 22, "label": "pruned: when it ended"}
+    style: dict[str, Any] = {"color": PALE, "marker": "x", "s": 22, "label": "pruned: when it ended"}
     _scatter(axes, [mark.number for mark in pruned], [mark.values[index] for mark in pruned], limits, **style)
     _cloud(axes, search.complete, lambda mark: mark.number, index, limits)
     done = [mark for mark in search.complete if mark.feasible]
     gain = np.maximum if search.objectives[index].maximize else np.minimum
     so_far = gain.accumulate([mark.values[index] for mark in done] or [0.0])[: len(done)]
     numbers = [mark.number for mark in done]
-    axes.step(numbers, np.clip(so_far, *limits), where="post", color=_BEST, linewidth=1.4, label="best so far")
+    axes.step(numbers, np.clip(so_far, *limits), where="post", color=MARKED, linewidth=1.4, label="best so far")
     best = [mark for mark in done if mark.number in search.best]
     label = "Pareto front"
     if len(search.objectives) == 1 and best:
         label = f"best: trial {best[0].number}, {_short(best[0].values[0])}"
-    rings: dict[str, Any] = {"s": 90, "facecolors": "none", "edgecolors": _BEST, "linewidths": 1.6, "zorder": 4, "label": label}
-    _scatter(axes, [mark.number for mark in best], [mark.values[index] for mark in best], limits, **rings)
+    rings: dict[str, Any] = {"s": 90, "facecolors": "none", "edgecolors": MARKED, "linewidths": 1.6, "zorder": 4}
+    _scatter(axes, [mark.number for mark in best], [mark.values[index] for mark in best], limits, label=label, **rings)
 
 
 def _cloud(axes: Axes, marks: Sequence[Mark], x: Callable[[Mark], float], index: int, limits: tuple[float, float]) -> None:
     """Draw complete trials: full within the limits that were set for them, hollow beyond."""
     good, over = [mark for mark in marks if mark.feasible], [mark for mark in marks if not mark.feasible]
-    _scatter(axes, list(map(x, good)), [mark.values[index] for mark in good], limits, color=_VAL, s=22, label="complete")
-    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": _TRAIN, "s": 22, "label": "complete, over a limit"}
+    _scatter(axes, list(map(x, good)), [mark.values[index] for mark in good], limits, color=MAIN, s=22, label="complete")
+    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": QUIET, "s": 22, "label": "complete, over a limit"}
     _scatter(axes, list(map(x, over)), [mark.values[index] for mark in over], limits, **hollow)
 
 
@@ -244,7 +234,7 @@ def _curve(axes: Axes, mark: Mark, *, is_best: bool, alpha: float) -> None:
     axes.plot(
         epochs,
         [mark.reports[epoch] for epoch in epochs],
-        color=_BEST if is_best else _COLOURS[mark.state],
+        color=MARKED if is_best else _COLOURS[mark.state],
         linewidth=2.2 if is_best else 1,
         alpha=alpha if mark.state == "complete" and not is_best else 1,
         marker="." if is_best or (mark.state == "complete" and len(epochs) == 1) else None,
@@ -342,9 +332,9 @@ def _shortened(moment: float, breaks: Sequence[tuple[float, float]]) -> float:
 def _draw_breaks(axes: Axes, breaks: Sequence[tuple[float, float]], seconds: float) -> None:
     for until, left_out in breaks:
         place = _shortened(until, breaks) / seconds
-        axes.axvline(place, color=_GREY, linewidth=1, linestyle=":", zorder=0)
+        axes.axvline(place, color=GREY, linewidth=1, linestyle=":", zorder=0)
         unit, per = _unit(left_out)
-        words: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7.5, "color": _GREY}
+        words: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7.5, "color": GREY}
         axes.annotate(f"{left_out / per:.0f} {unit} idle", (place, 0.02), xycoords=axes.get_xaxis_transform(), **words)
 
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tracked_cls.plots.results import _BEST, _TRAIN, _VAL, _dress, _show
+from tracked_cls.plots.results import dress_epochs
+from tracked_cls.plots.style import MAIN, MARKED, QUIET, show
 
 _COLUMNS = 8
 
@@ -23,7 +24,7 @@ def fold_curves(histories: Sequence[Mapping[str, Sequence[float]]], best_epochs:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("val_loss", "val_accuracy"), strict=True):
         _fold_lines(axes, [history[name] for history in histories], best_epochs)
-        _dress(axes, name, f"{len(histories)} folds and their mean")
+        dress_epochs(axes, name, f"{len(histories)} folds and their mean")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -36,17 +37,17 @@ def suspect_grid(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str
     for axes in figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw=grid).flat:
         axes.set_axis_off()
     for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
-        _show(axes, picture)
+        show(axes, picture)
         axes.set_title(title, fontsize=8, parse_math=False)  # class names are the user's: $ is no formula
     figure.savefig(path, dpi=110)
 
 
 def _fold_lines(axes: Axes, series: Sequence[Sequence[float]], best_epochs: Sequence[int]) -> None:
     for values, best in zip(series, best_epochs, strict=True):
-        axes.plot(range(1, len(values) + 1), values, color=_TRAIN, linewidth=1, alpha=0.7)
+        axes.plot(range(1, len(values) + 1), values, color=QUIET, linewidth=1, alpha=0.7)
         if best <= len(values):
-            axes.plot([best], [values[best - 1]], "o", color=_BEST, markersize=6, fillstyle="none")
+            axes.plot([best], [values[best - 1]], "o", color=MARKED, markersize=6, fillstyle="none")
     shared = min(map(len, series))
     mean = np.mean([values[:shared] for values in series], axis=0)
-    axes.plot(range(1, shared + 1), mean, color=_VAL, linewidth=2, marker=".", label="mean")
-    axes.plot([], [], "o", color=_BEST, fillstyle="none", label="best epoch of a fold")
+    axes.plot(range(1, shared + 1), mean, color=MAIN, linewidth=2, marker=".", label="mean")
+    axes.plot([], [], "o", color=MARKED, fillstyle="none", label="best epoch of a fold")

@@ -48,6 +48,11 @@ class Classifier:
         return cls(tuple(meta["classes"]), Preprocess.from_dict(meta["preprocess"]), session, meta)
 
     @property
+    def temperature(self) -> float:
+        """What logits are divided by, so that the confidence is honest; fitted on validation images, 1 where it was not."""
+        return float(self.meta.get("temperature", 1.0))
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image may have any number of labels."""
         return bool(self.meta.get("multi_label", False))
@@ -73,8 +78,9 @@ class Classifier:
         return np.asarray(logits, np.float32)
 
     def activate(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return probabilities [B,K]: rows sum to 1, or, with several labels, each class has its own."""
-        return sigmoid(logits) if self.multi_label else softmax(logits)
+        """Return calibrated probabilities [B,K]: rows sum to 1, or, with several labels, each class has its own."""
+        tempered = logits.astype(np.float64) / self.temperature
+        return sigmoid(tempered) if self.multi_label else softmax(tempered)
 
     def label(self, probabilities: npt.NDArray[np.float64]) -> str:
         """Return the name of the likeliest class for a row [K]; with several labels, all above one half, joined."""
@@ -83,17 +89,21 @@ class Classifier:
         chosen = [name for name, value in zip(self.classes, probabilities, strict=True) if value > 0.5]
         return str(self.meta["label_separator"]).join(chosen)
 
+    def confidence(self, probabilities: npt.NDArray[np.float64]) -> float:
+        """Return how sure the answer to a row [K] is: its probability; with several labels, that of the least certain."""
+        return float(np.maximum(probabilities, 1 - probabilities).min() if self.multi_label else probabilities.max())
+
     def classify(self, images: Iterable[bytes | Pixels]) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K] of encoded (bytes) or decoded (array) images."""
         return self.probabilities([self.read(image) for image in images])
 
 
-def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def sigmoid(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Return a probability for each logit, in double precision."""
     return np.asarray(np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))))
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Return probabilities [B,K] of logits [B,K], in double precision."""
     wide = logits.astype(np.float64)
     exponents = np.exp(wide - wide.max(axis=1, keepdims=True))

@@ -21,7 +21,7 @@ from tracked_cls import durable, failpoints
 from tracked_cls.serving.pyfunc import COLUMN
 
 MODEL_NAME = "model"
-ONNX, WEIGHTS, META = "model.onnx", "weights.safetensors", "meta.json"
+ONNX, WEIGHTS, META, GOLDEN = "model.onnx", "weights.safetensors", "meta.json", "golden.npz"
 WEIGHTS_DIGEST, FILES = "weights.digest", "files.sha256"  # tags; the second: JSON, path -> SHA-256 of each file
 _ADDED = {"registered_model_meta", "__pycache__"}  # to a model that is used where it is stored
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 @dataclass(frozen=True)
 class Bundle:
-    """The three files of a model in a local folder."""
+    """The files of a model in a local folder."""
 
     folder: Path
 
@@ -56,6 +56,11 @@ class Bundle:
     def meta(self) -> Path:
         """Architecture, class names, preprocessing and where the model comes from."""
         return self.folder / META
+
+    @property
+    def golden(self) -> Path:
+        """Some images, and what the evaluated network says of them."""
+        return self.folder / GOLDEN
 
 
 def log_model(bundle: Bundle, run_id: str, *, scratch: Path, example: bytes) -> str:
@@ -119,7 +124,7 @@ def _save(bundle: Bundle, model: Any, scratch: Path, example: bytes) -> Path:
             mlflow_model=about,
             python_model=str(_entry_point(scratch)),
             code_paths=[str(code)],
-            artifacts={"onnx": str(bundle.onnx), "weights": str(bundle.weights), "meta": str(bundle.meta)},
+            artifacts={name: str(getattr(bundle, name)) for name in ("onnx", "weights", "meta", "golden")},
             signature=_signature(),
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             input_example=_example(example),

@@ -21,6 +21,7 @@ from tracked_cls.console import say
 from tracked_cls.errors import Interrupted, StopRun, UserError
 from tracked_cls.journal import REF, Held, Journal, journals, run_of
 from tracked_cls.redaction import reason_of, redacted
+from tracked_cls.tracking import telemetry
 from tracked_cls.tracking.clerk import KEY_TAG, Clerk
 from tracked_cls.tracking.run import PATIENCE_SECONDS, Run
 from tracked_cls.tracking.sender import Sender
@@ -40,6 +41,7 @@ class Tracker:
     journals: Path
     clerk: Clerk
     sender: Sender
+    system_metrics_seconds: float | None = None
     run_name: str | None = None
     adoptable: str | None = None
     parent: str | None = None
@@ -145,7 +147,8 @@ class Tracker:
             if self.store.absence() is None:
                 run.flush(_BRIEF_SECONDS)
             run.set_tags({"kind": kind, **provenance.origin()})
-            yield run
+            with telemetry.measured(run, self.system_metrics_seconds):
+                yield run
         except StopRun as stop:
             run.set_tags({"stopped": stop.reason})
             self._end(run, stop.status)
@@ -233,7 +236,7 @@ def open_tracker(cfg: TrackingConfig, *, must_answer: bool = False) -> Iterator[
         say(f"warning: {absence}; what is logged waits in {journal_store(cfg)}, and work goes on")
     clerk = Clerk(store)
     sender = Sender(clerk, store, has_warned=absence is not None)
-    tracker = Tracker(store, home, journal_store(cfg), clerk, sender, cfg.run_name, adoptable)
+    tracker = Tracker(store, home, journal_store(cfg), clerk, sender, cfg.system_metrics_seconds, cfg.run_name, adoptable)
     try:
         yield tracker
     finally:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tracked_cls import checkpoint, failpoints
+from tracked_cls import checkpoint, durable, failpoints
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.processes import Process
+from tracked_cls.report import own
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.tuning import finals, results, workers
-from tracked_cls.tuning.claims import locked
 from tracked_cls.tuning.queue import Queue, end_lost_runs
 from tracked_cls.tuning.results import Found
 from tracked_cls.tuning.storage import masked
@@ -183,7 +183,7 @@ def _conclude(search: Search, nested: Tracker, tracked: Run) -> Found:
     is_here = checkpoint.has_checkpoints(queue.store(winner.number))
     if not is_here and host is not None and host.host not in (Process.me().host, search.cfg.tune.lost_host):
         return _await_end(search, host.host)
-    with locked(search.folder / "end.lock"):
+    with durable.locked(search.folder / "end.lock"):
         done = _kept(search)
         if done is not None:
             return done
@@ -203,6 +203,7 @@ def _release(search: Search, queue: Queue, ranking: list[finals.Finalist], neste
     outcome = finals.release(search, queue, winner, nested)
     found = results.found(search, tracked, ranking, outcome)
     results.log_end(search, tracked, ranking, found)
+    own.leave(nested, tracked)
     return found
 
 

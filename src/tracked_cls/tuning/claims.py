@@ -7,12 +7,10 @@ that was just taken look dead for the moment until its new owner has signed it.
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -21,23 +19,12 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tracked_cls import durable
 from tracked_cls.processes import Process
 
 _RELEASED = "released"
 _UNSIGNED_SECONDS = 60.0  # the owner signs in milliseconds
 _UNSIGNED_SECONDS_ELSEWHERE = 600.0  # clocks of several machines differ, and heartbeats find the rest
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock among the processes of this machine; the file is made, and stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # a forked loader worker that is still ending holds a copy of the open file
 
 
 def counted(study: Study, budget_from: int = 0) -> list[FrozenTrial]:
@@ -79,7 +66,7 @@ def take_over(
     only this host can reach, has lost its process. Call it before every trial: waiting trials get a heartbeat too, for the
     one they had may be old, and another machine would find a trial stale in the moment it starts again.
     """
-    with locked(lock):
+    with durable.locked(lock):
         numbers = [
             trial.number
             for trial in _running(study)

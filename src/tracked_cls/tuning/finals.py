@@ -16,14 +16,13 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tracked_cls import checkpoint, experiment
+from tracked_cls import checkpoint, durable, experiment
 from tracked_cls.config import TrainConfig, override
 from tracked_cls.console import say
 from tracked_cls.errors import StopRun
 from tracked_cls.experiment import Outcome
 from tracked_cls.job import Given
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import locked
 from tracked_cls.tuning.queue import Failed, Queue, note_error, train
 from tracked_cls.tuning.study import Search
 from tracked_cls.tuning.table import ranked, upper_accuracy
@@ -58,7 +57,7 @@ class Finalist:
 def open_finals(search: Search) -> Queue:
     """Return the queue of all re-trainings, made by whoever comes first once all trials have ended."""
     name = _name(search)
-    with locked(search.folder / "open.lock"):
+    with durable.locked(search.folder / "open.lock"):
         try:
             study = optuna.create_study(storage=search.storage, study_name=name, direction=search.direction)
         except DuplicatedStudyError:

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from tracked_cls import experiment, failpoints, signals
+from tracked_cls import durable, experiment, failpoints, signals
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
@@ -29,7 +29,7 @@ from tracked_cls.experiment import OnEpoch, Trained
 from tracked_cls.job import Given
 from tracked_cls.processes import Process
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import elsewhere, hand_back, locked, take_over
+from tracked_cls.tuning.claims import elsewhere, hand_back, take_over
 
 _POLL_SECONDS = 1.0
 _TELL_SECONDS = 60.0
@@ -91,7 +91,7 @@ class Queue:
         """Run the next training; False where there is none for now. Taking one goes on under a lock, running it does not."""
         with ExitStack() as claim:
             claim.enter_context(signals.deferred())  # a trial that is taken gets its owner's name, whatever happens
-            claim.enter_context(locked(self.folder / "claim.lock"))
+            claim.enter_context(durable.locked(self.folder / "claim.lock"))
             take_over(self.study, self.storage, lock=self.folder / "owners.lock", max_restarts=self.max_restarts,
                       lost_host=self.lost_host, alone=True)  # fmt: skip
             if not self._of_state(TrialState.WAITING) and not may_start():

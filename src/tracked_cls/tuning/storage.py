@@ -19,11 +19,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from tracked_cls import durable
 from tracked_cls.config import TuneConfig
 from tracked_cls.config.workspace import workspace
 from tracked_cls.console import say
 from tracked_cls.errors import UserError
-from tracked_cls.tuning.claims import killed, locked
+from tracked_cls.tuning.claims import killed
 
 _JOURNAL, _SQLITE, _POSTGRES = "journal:///", "sqlite:///", "postgresql+psycopg://"
 _KNOWN = f"{_JOURNAL}file, {_SQLITE}file, {_POSTGRES}user@host/database"
@@ -167,7 +168,10 @@ def _open_sqlite(url: str) -> BaseStorage:
     engine = {"connect_args": {"timeout": _SQLITE_SECONDS}}
     with _usable(url):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock")), _connection(url, engine) as connection:  # two that create crash
+        with (
+            durable.locked(path.with_name(f".{path.name}.lock")),
+            _connection(url, engine) as connection,
+        ):  # two that create it crash
             connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))  # readers need not wait for writers
             return RDBStorage(_literal(url), engine)
 

@@ -18,14 +18,14 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tracked_cls import job, preparation
+from tracked_cls import durable, job, preparation
 from tracked_cls.config import TrainConfig, TuneConfig, workspace
 from tracked_cls.config.tree import show
 from tracked_cls.data.cache import Prepared
 from tracked_cls.errors import UserError
 from tracked_cls.provenance import num_cores
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import counted, errors_in_a_row, locked, open_slots, take_over, trial_id
+from tracked_cls.tuning.claims import counted, errors_in_a_row, open_slots, take_over, trial_id
 from tracked_cls.tuning.parameters import Choices, Range
 from tracked_cls.tuning.sampling import make_pruner, make_sampler
 from tracked_cls.tuning.space import Space, corners
@@ -170,7 +170,7 @@ def open_search(cfg: TuneConfig, tracker: Tracker) -> Search:
     space, pruner = Space.read(cfg.tune.space), _pruner(cfg, extremes)
     storage = open_storage(cfg, name_of(cfg))
     prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
-    with locked(folder_of(cfg) / "open.lock"):
+    with durable.locked(folder_of(cfg) / "open.lock"):
         study = _open_study(cfg, space, pruner, storage, prepared)
     threads = int(study.user_attrs["threads"])
     if cfg.threads not in (None, threads):

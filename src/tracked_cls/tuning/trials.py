@@ -14,8 +14,8 @@ from functools import partial
 from optuna import TrialPruned
 from optuna.trial import Trial
 
-from tracked_cls import anatomy, checkpoint, models
-from tracked_cls.config import PromoteConfig, TrainConfig, override
+from tracked_cls import anatomy, checkpoint, durable, models
+from tracked_cls.config import PromoteSection, TrainConfig, override
 from tracked_cls.config.tree import show
 from tracked_cls.console import say
 from tracked_cls.errors import Interrupted, StopRun
@@ -23,7 +23,7 @@ from tracked_cls.experiment import Trained
 from tracked_cls.job import shape_of
 from tracked_cls.state import TrainState
 from tracked_cls.tracking import Tracker
-from tracked_cls.tuning.claims import counted, locked
+from tracked_cls.tuning.claims import counted
 from tracked_cls.tuning.queue import Failed, Queue, note_error, train
 from tracked_cls.tuning.study import TRIALS, Search
 from tracked_cls.tuning.table import ranked
@@ -85,7 +85,7 @@ class TrialObjective:
         trial.set_user_attr("data.digest", search.prepared.manifest.digest)
         options = search.space.overrides(search.space.suggest(trial))
         trial.set_user_attr(OPTIONS, options)
-        cfg = override(search.cfg.train, options).model_copy(update={"promote": PromoteConfig()})  # a replay is like any other
+        cfg = override(search.cfg.train, options).model_copy(update={"promote": PromoteSection()})  # a replay is like any other
         trained = train(
             self.queue,
             trial,
@@ -164,7 +164,7 @@ def value_of(search: Search, trained: Trained) -> float:
 
 def sweep(search: Search, queue: Queue) -> None:
     """Delete the weights of all trials that have ended but the best ``tune.keep``."""
-    with locked(queue.folder / "sweep.lock"):
+    with durable.locked(queue.folder / "sweep.lock"):
         _sweep(search, queue)
 
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tracked_cls.data.decode import Pixels
-from tracked_cls.data.encode import as_image
 from tracked_cls.data.likeness import Likeness, Pair
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.data.sources import SPLITS, natural_key
-
-if TYPE_CHECKING:
-    import jinja2
+from tracked_cls.report.page import MAX_BYTES, open_template, thumbnail_uri
 
 Indices = npt.NDArray[np.int64]
 
-_MAX_HTML_BYTES = 3_000_000
 _MAX_CLASSES = 20
 _MAX_REJECTED = 200
 _SAMPLES_PER_CLASS = 10
@@ -191,33 +185,18 @@ def render_data_report(report: dict[str, Any], facts: DataFacts, augmented: Pixe
             report=report,
             splits=[split for split in SPLITS if any(report["counts"][split].values())],
             samples=_samples(facts, per_class),
-            augmented=[] if augmented is None or not per_class else [[_data_uri(image) for image in row] for row in augmented],
+            augmented=[]
+            if augmented is None or not per_class
+            else [[thumbnail_uri(image, _SAMPLE_SIDE) for image in row] for row in augmented],
             changes=_CHANGES,
             rejected=report["rejected"][:_MAX_REJECTED],
             groups=report["duplicates"]["groups"][:_SHOWN_GROUPS],
             pairs=_pictures_of_pairs(facts) if per_class else [],
             most_of_a_class={split: max(report["counts"][split].values()) for split in SPLITS},
         )
-        if len(page.encode()) < _MAX_HTML_BYTES:
+        if len(page.encode()) < MAX_BYTES:
             break
     return page
-
-
-def open_template(name: str) -> jinja2.Template:
-    """Return one of our pages to fill: names are escaped, and a value that is missing is an error."""
-    import jinja2  # needed only where a page is written
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tracked_cls"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["visible"] = visible
-    return environment.get_template(name)
-
-
-def visible(path: str) -> str:
-    """Return a path with its line breaks and other controls written out, which a page would swallow."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
 
 
 def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
@@ -230,19 +209,11 @@ def _samples(facts: DataFacts, per_class: int) -> dict[str, list[_Thumbnail]]:
         members = train[labels[:, label] > 0 if manifest.multi_label else labels == label]
         chosen = members[np.linspace(0, len(members) - 1, min(per_class, len(members))).astype(int)]
         pictures = zip(chosen, facts.images(chosen) if len(chosen) else (), strict=True)
-        grid[name] = [_Thumbnail(_data_uri(image), f"{name}, image {index}") for index, image in pictures]
+        grid[name] = [_Thumbnail(thumbnail_uri(image, _SAMPLE_SIDE), f"{name}, image {index}") for index, image in pictures]
     return grid
 
 
 def _pictures_of_pairs(facts: DataFacts) -> list[list[str]]:
     """Return the two images of each of the first near copies."""
     pairs = [(pair.held_out, pair.other) for pair in _near_pairs(facts)[:_SHOWN_PAIRS]]
-    return [[_data_uri(image) for image in facts.images(np.array(pair, np.int64))] for pair in pairs]
-
-
-def _data_uri(pixels: Pixels) -> str:
-    image = as_image(pixels if pixels.ndim == 3 else pixels[len(pixels) // 2])  # of a clip the middle frame
-    image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return [[thumbnail_uri(image, _SAMPLE_SIDE) for image in facts.images(np.array(pair, np.int64))] for pair in pairs]
