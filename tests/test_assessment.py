@@ -150,7 +150,9 @@ def test_what_is_said_names_the_interval_the_weakest_and_what_is_left_out():
     found = report(
         Scores(logits, labels), ("a", "b", "c", "d"), columns={"group": ["x"] * 81 + ["w"] * 10 + ["y"] * 18 + ["z"] * 91}
     )
-    said = "\n".join(assessment.lines(assessment.Evaluation("run", "http://there", "models:/m/1", "test", found, reads=3)))
+    said = "\n".join(
+        assessment.lines(assessment.Evaluation("run", "http://there", "http://there/page", "models:/m/1", "test", found, 3))
+    )
     accuracy = found.estimates["accuracy"]
     assert f"accuracy 0.9500 (95 %: {accuracy.low:.4f} to {accuracy.high:.4f})" in said
     assert "200 images; the test images were looked at 3 times with this model" in said

@@ -213,7 +213,7 @@ def _in_process(command, main, words):
         ("runs:/0123456789abcdef0123456789abcdef", "there is no such run"),
         ("models:/digits-classifier@nobody", "model 'digits-classifier' has no 'nobody'; it has @champion"),
         ("models:/digits-classifier/77", "model 'digits-classifier' has no '77'"),
-        ("models:/digit-classifier@champion", "there is no registered model 'digit-classifier' (digits-classifier)"),
+        ("models:/digit-classifier@champion", "there is no registered model 'digit-classifier' ("),
         ("champion", "'champion' is no model address; use runs:/<id>"),
         ("runs:/abc", "'runs:/abc' is no model address: the id of a run has 32 hex digits"),
         ("models:/../etc@champion", "is no model address"),

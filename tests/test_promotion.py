@@ -494,6 +494,24 @@ def test_rollback_goes_back_champion_by_champion(toy):
     assert toy.tags(3)["promotion.previous"] == "1"
 
 
+def test_rollback_asks_the_version_once_more_before_it_gives_it_the_place(toy, checked):
+    for kind in ("weak", "strong"):
+        toy.register(kind)
+    checked.clear()
+    toy.roll_back()
+    assert len(checked) == 1
+
+
+def test_a_version_that_was_rolled_back_is_judged_again_only_where_it_is_named(toy):
+    for kind in ("weak", "strong"):
+        toy.register(kind)
+    toy.roll_back()
+    with pytest.raises(UserError, match=f"models:/{toy.name}/2 was rolled back; to have it judged again, name it"):
+        toy._command("--data.name", toy.label)
+    assert toy.at("champion") == 1
+    assert toy.promote(model=f"models:/{toy.name}/2").champion == f"models:/{toy.name}/2"
+
+
 def test_rollback_without_a_champion_is_one_line(toy):
     with pytest.raises(UserError, match=f"{toy.name} has no champion: nothing to roll back"):
         toy.roll_back()
@@ -550,6 +568,22 @@ def test_killed_between_two_steps_the_same_command_ends_in_the_same_state(toy, m
     if way == "rollback":
         assert toy.client.get_run(done.run_id).info.status == "FINISHED"
         assert toy.tags(2)["promotion.evidence"] == done.run_id
+
+
+def test_first_never_replaces_a_champion_that_came_in_the_same_moment(toy, monkeypatch):
+    real, between = registry.register, []
+
+    def register(*args, **options):
+        if not between:
+            between.append("weak")
+            toy.register("weak")
+        return real(*args, **options)
+
+    monkeypatch.setattr(registry, "register", register)
+    found = toy.register("strong", auto="first")
+    assert (found.verdict, found.version.number) == ("undecided", 2)
+    assert "became champion meanwhile" in found.reason
+    assert toy.at("champion") == 1
 
 
 @pytest.mark.parametrize(

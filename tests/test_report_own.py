@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import PARAMS, do
 
-from tracked_cls import assessment, delivery, tracking
+from tracked_cls import assessment, delivery, experiment, tracking
 from tracked_cls.config import EvaluateConfig, TrackingConfig
 from tracked_cls.report import own
 
@@ -21,6 +22,8 @@ def test_a_training_has_its_page(client, trained, tmp_path):
     assert trained.prepared.manifest.digest in page
     assert "first version" in page, "the page is written after the registry has spoken"
     assert len(page.encode()) < 3_000_000
+    assert f"runs/{trained.run_id}/artifacts/report.html?" in trained.page_url
+    assert f"  page:  {trained.page_url}" in experiment.lines(trained)
 
 
 def test_an_evaluation_has_its_page(client, trained, store, tmp_path):
@@ -38,6 +41,22 @@ def test_a_page_that_was_left_waiting_is_written_by_the_next_command(client, tra
     with delivery.open_tracker(cfg):
         pass
     assert "killed before its page" in page_of(client, run.run_id, tmp_path)
+
+
+def test_a_page_waits_while_the_artifacts_behind_the_store_are_away(client, trained, store, tmp_path, monkeypatch):
+    gone = [requests.HTTPError("503 Server Error"), tracking.StoreError("away")]
+    collect = own.collect
+
+    def failing(*args, **options):
+        if gone:
+            raise gone.pop()
+        return collect(*args, **options)
+
+    monkeypatch.setattr(own, "collect", failing)
+    with tracking.open_tracker(TrackingConfig(uri=store[1])) as tracker, tracker.begin("train", "away for a moment") as run:
+        own.leave(tracker, run)
+        assert run.flush(30)
+    assert "away for a moment" in page_of(client, run.run_id, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["predict", "promote"])

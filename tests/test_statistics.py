@@ -269,6 +269,11 @@ def test_large_logits_do_not_disturb_the_temperature():
     assert calibration.fit_temperature(logits, np.array([0, 1, 1])) == pytest.approx(100, rel=0.01)  # the bound
 
 
+def test_averages_of_no_images_are_not_defined():
+    nothing = Counts(np.zeros(3), np.ones(3), np.zeros(3)).averages()
+    assert all(np.isnan(nothing[f"{name}_{kind}"]) for name in ("precision", "recall", "f1") for kind in ("macro", "weighted"))
+
+
 # ---- rankings --------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from tracked_cls.errors import UserError
 from tracked_cls.evaluation import TOP, EvalReport
 from tracked_cls.models import Shape
 from tracked_cls.report import own
+from tracked_cls.report.publication import PAGE
 from tracked_cls.serving.classifier import read_meta
 from tracked_cls.serving.packaging import Bundle
 from tracked_cls.slices import AUTO, columns_of
@@ -53,6 +54,7 @@ class Evaluation:
 
     run_id: str
     url: str
+    page_url: str
     model: str
     split: str
     report: EvalReport
@@ -87,7 +89,7 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
             tracked.describe(_description(exact, name, report))
             own.leave(tracker, tracked)
             failpoints.reach("evaluate.before_end")
-    return Evaluation(tracked.run_id, tracked.url, exact, name, report, reads)
+    return Evaluation(tracked.run_id, tracked.url, tracked.url_of(PAGE), exact, name, report, reads)
 
 
 def _description(model: str, split: str, report: EvalReport) -> str:
@@ -224,6 +226,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         f"  {len(report.scores.labels):,} images{reads}",
         *(f"  note: {note}" for note in report.notes),
         f"  run:   {evaluation.url}",
+        f"  page:  {evaluation.page_url}",
         "  weakest classes:",
         *_weakest_classes(report),
         *_weakest_slices(report),

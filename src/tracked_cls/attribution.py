@@ -38,7 +38,7 @@ def heatmaps(network: nn.Module, images: Tensor, targets: npt.NDArray[np.int64])
         try:
             chunks = zip(torch.split(placed, _BATCH), torch.split(classes, _BATCH), strict=True)
             maps = torch.cat([_grad_cam(network, layer, *chunk) for chunk in chunks])
-        except RuntimeError:  # a network of the user's that has no gradient there, or too little memory for one
+        except Exception:  # a network of the user's that has no gradient there, or too little memory for one: no heat maps
             return None
     sized = functional.interpolate(maps[:, None], size=tuple(images.shape[-2:]), mode="bilinear", align_corners=False)[:, 0]
     strongest = sized.amax(dim=(1, 2), keepdim=True)

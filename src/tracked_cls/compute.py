@@ -69,6 +69,7 @@ def make_compute(
     count = threads or num_cores()
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(performance == "exact")
+    torch.backends.cudnn.allow_tf32 = performance != "exact"  # torch's own default would cut float32 to 10 bits of mantissa
     chosen = _device(device)
     fused = performance == "auto" and chosen.type in ("cpu", "cuda")
     return Compute(chosen, count, fused=fused, half=_HALVES.get(precision), channels_last=channels_last)

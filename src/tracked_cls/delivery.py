@@ -14,7 +14,6 @@ from typing import Any
 from tracked_cls import release, tracking
 from tracked_cls.config import SyncConfig, TrackingConfig
 from tracked_cls.console import say
-from tracked_cls.errors import UserError
 from tracked_cls.journal import Entry, Held, Journal, journals, run_of
 from tracked_cls.processes import Process
 from tracked_cls.redaction import reason_of, redacted
@@ -102,7 +101,7 @@ def _release(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, A
     assert journal.run_id is not None
     try:
         released = release.settle(tracker, journal.run_id, entry.content)
-    except (UserError, FileNotFoundError, KeyError) as error:  # it would fail again: what stands behind it goes on
+    except (ValueError, FileNotFoundError, KeyError) as error:  # it would fail again: what stands behind it goes on
         say(f"warning: the model of run {journal.run_id} was not logged: {redacted(str(error))}")
         journal.add("tags", values={"promotion.verdict": "failed", "promotion.reason": redacted(str(error))[:500]})
         return {}

@@ -70,12 +70,14 @@ class EvalReport:
 
 def score(model: nn.Module, batches: Iterable[Batch]) -> Scores:
     """Run a network in evaluation mode; its own mode is restored afterwards. Several views of an image: mean of logits."""
-    was_training = model.training
+    was_training, was_tf32 = model.training, torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa: no exported network would agree within 1e-4
     model.eval()
     try:
         with torch.inference_mode():
             pairs = [(_logits(model, batch), batch.targets.cpu()) for batch in batches]
     finally:
+        torch.backends.cudnn.allow_tf32 = was_tf32
         model.train(was_training)
     logits, labels = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
     return MultiLabelScores(logits, labels) if labels.ndim == 2 else Scores(logits, labels)

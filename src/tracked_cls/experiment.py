@@ -37,6 +37,7 @@ from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
 from tracked_cls.report import own
+from tracked_cls.report.publication import PAGE
 from tracked_cls.state import Plan, TrainState
 from tracked_cls.statistics.calibration import fit_temperature
 from tracked_cls.step import Diverged
@@ -58,6 +59,7 @@ class Outcome:
 
     run_id: str
     url: str
+    page_url: str
     model_uri: str
     best_epoch: int
     weights: str
@@ -313,6 +315,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     outcome = Outcome(
         run_id=tracked.run_id,
         url=tracked.url,
+        page_url=tracked.url_of(PAGE),
         model_uri=released.model_uri,
         best_epoch=state.best_epoch,
         weights=kept.weights,
@@ -370,6 +373,7 @@ def lines(outcome: Outcome) -> list[str]:
         f"train: val_accuracy {outcome.val_accuracy:.4f} with the weights of {outcome.weights}; on the test split, with the "
         f"same: test_accuracy {metrics['accuracy']:.4f}, test_loss {metrics['loss']:.4f}",
         f"  run:   {outcome.url}",
+        f"  page:  {outcome.page_url}",
         f"  model: {outcome.model_uri}",
         f"  registry: {registered}{outcome.promotion.reason}",
     ]

@@ -98,10 +98,13 @@ def answers(bundle: Bundle) -> npt.NDArray[np.float64]:
     """Return the probabilities [N,K] of the golden images that the logged model gives in a process without our code."""
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "answers.npy"
-        words = [sys.executable, "-IB", str(_APART), str(bundle.folder.parent), str(bundle.golden), str(out)]
-        environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+        words = [sys.executable, "-PB", str(_APART), str(bundle.folder.parent), str(bundle.golden), str(out)]
+        places = os.pathsep.join(path for path in sys.path if path and not (Path(path) / "tracked_cls").is_dir())
+        environment = {**os.environ, "PYTHONPATH": places, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
         try:
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=_MAX_SECONDS, cwd=scratch)  # noqa: S603 - words of our own
+            done = subprocess.run(  # noqa: S603 - words of our own
+                words, env=environment, capture_output=True, text=True, errors="replace", timeout=_MAX_SECONDS, cwd=scratch
+            )
         except subprocess.TimeoutExpired:
             raise UserError(f"the logged model gives no answer within {_MAX_SECONDS} s in a process of its own") from None
         if done.returncode or not out.exists():

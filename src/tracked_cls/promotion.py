@@ -72,7 +72,12 @@ def register(
     failpoints.reach("release.after_version")
     if auto == "always":
         registry.set_alias(client, version, CHALLENGER)
-    return _decide(tracker, run, version, _lenient(contest))
+    return _decide(tracker, run, version, _lenient(contest) if auto == "always" else _came_second)
+
+
+def _came_second(_: Version, champion: Version) -> Verdict:
+    """Judge a version that was to be the first, where another has become champion in the same moment."""
+    return Verdict(UNDECIDED, f"{champion.uri} became champion meanwhile, and promote.auto=first compares with none; {_AGAIN}")
 
 
 def require_sound(tracker: Tracker, model_uri: str) -> None:
@@ -109,6 +114,8 @@ def run(cfg: PromoteConfig, tracker: Tracker) -> Decision:
         return _roll_back(cfg, tracker)
     address = cfg.promote.model or f"models:/{cfg.data.model_name}@{CHALLENGER}"
     version = registry.version_at(tracker.client, address)
+    if cfg.promote.model is None and version.tags.get("promotion.verdict") == _ROLLED_BACK:
+        raise UserError(f"{version.uri} was rolled back; to have it judged again, name it: promote.model={version.uri}")
     images = Images(cfg.data, cfg.promote.split, cfg.promote.batch_size)
     judges = Contest(images, cfg.promote.rules, make_compute(cfg.device, cfg.threads), cfg.tracking, tracker)
     with tracker.begin("promote", f"promote {version.name} {version.number}") as tracked:
@@ -258,7 +265,7 @@ def _previous(tracker: Tracker, champion: Version) -> Version:
 
 
 def _give_back(tracker: Tracker, tracked: Run, loser: Version, winner: Version, promotion: Promotion) -> None:
-    assessment.load_network(registry.files_of(tracker.client, winner.uri))
+    require_sound(tracker, winner.uri)
     with _alone(tracker, loser.name):
         if _number(registry.by_alias(tracker.client, loser.name, CHAMPION)) != loser.number:
             raise UserError(f"promote.rollback: {loser.name} has another champion than a moment ago; look, and start it again")

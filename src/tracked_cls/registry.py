@@ -78,6 +78,9 @@ def version_at(client: MlflowClient, address: str) -> Version:
         if match := _MODEL.fullmatch(exact):
             return _version(client.get_model_version(match["name"], match["version"]))
         found = client.search_model_versions(f"run_id='{address.removeprefix('runs:/')}'") if _RUN.fullmatch(address) else []
+        if not found:  # another run may have come to the same weights, and registered them
+            digest = _tags_of(client, exact, address).get(WEIGHTS_DIGEST)
+            found = client.search_model_versions(f"tags.`{WEIGHTS_DIGEST}` = '{digest}'") if digest else []
     except MlflowException as error:
         raise UserError(f"{address}: it cannot be read now: {reason_of(error)}") from None
     if not found:

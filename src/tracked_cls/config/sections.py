@@ -214,8 +214,8 @@ class PredictSection(Section):
         "image at 8/7 of the model's size; ten_crop mirrors those too",
     )  # fmt: skip
     unsure_below: float = option(
-        0.5, "mark an answer as unsure whose calibrated probability is lower; several labels: that of the least certain one",
-        ge=0, le=1,
+        0.5, "mark an answer as unsure whose calibrated probability is lower (of two classes the likelier is never below 0.5: "
+        "give 0.8, say); with several labels, whose least certain one has a lower |2p - 1|", ge=0, le=1,
     )  # fmt: skip
     workers: int | None = option(None, "processes that decode; auto: one per core", unset="auto", ge=1, le=256)
     decode_seconds: float | None = option(

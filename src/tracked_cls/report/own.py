@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from requests import RequestException
+
 from tracked_cls.console import say
 from tracked_cls.journal import Entry, Journal
 from tracked_cls.redaction import reason_of
@@ -36,7 +38,7 @@ def _write(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, Any
             facts = collect(tracker, run_id, Path(scratch), tables=False)
             seconds = max(0.0, (entry.time_ms - facts.began_ms) / 1000)
             page = page_of(replace(facts, status="FINISHED", seconds=seconds))
-        except StoreError:
+        except (StoreError, RequestException):  # the store, or the artifacts behind it: the entry waits
             raise
         except Exception as error:  # whatever it is: what stands behind it in the journal goes on
             say(f"warning: run {run_id} has no {PAGE}: {reason_of(error)}; try -e report -P runs={run_id}")

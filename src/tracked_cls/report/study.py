@@ -105,7 +105,9 @@ def _tiles(facts: RunFacts, trials: list[Row]) -> list[Tile]:
     if "test_accuracy" in metrics:
         tiles.append(Tile("test accuracy of the winner", percent(metrics["test_accuracy"])))
     if f"{metric}_mean" in metrics:
-        spread = f"± {metrics[f'{metric}_std']:.4f} over fresh seeds" if f"{metric}_std" in metrics else ""
+        of_one = facts.params.get("tune.finalist_seeds") == "1"
+        spread = "" if f"{metric}_std" not in metrics else f"± {metrics[f'{metric}_std']:.4f} over fresh seeds"
+        spread = "on one fresh seed" if of_one else spread
         tiles.append(Tile(f"{metric} of the winner", short(metrics[f"{metric}_mean"]), spread))
     if "best_value" in metrics:
         tiles.append(Tile("best trial", short(metrics["best_value"]), f"trial {metrics.get('best_trial', float('nan')):.0f}"))

@@ -1,6 +1,6 @@
 """What a logged model answers in a process that knows nothing of this project: run by its path, never imported.
 
-    python -I apart.py FOLDER IMAGES ANSWERS
+    python -P apart.py FOLDER IMAGES ANSWERS
 
 FOLDER holds the MLflow model; IMAGES is an .npz with `names` [K], the encoded images one after the other in `bytes` and where
 each ends in `ends` [N]; ANSWERS is written: probabilities float64 [N,K] as .npy, in the order of the names.

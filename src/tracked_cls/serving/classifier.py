@@ -90,8 +90,11 @@ class Classifier:
         return str(self.meta["label_separator"]).join(chosen)
 
     def confidence(self, probabilities: npt.NDArray[np.float64]) -> float:
-        """Return how sure the answer to a row [K] is: its probability; with several labels, that of the least certain."""
-        return float(np.maximum(probabilities, 1 - probabilities).min() if self.multi_label else probabilities.max())
+        """Return how sure the answer to a row [K] is, in [0, 1]: its probability.
+
+        With several labels it is |2p - 1| of the least certain one: 0 where that might as well be drawn by lot.
+        """
+        return float(np.abs(2 * probabilities - 1).min() if self.multi_label else probabilities.max())
 
     def classify(self, images: Iterable[bytes | Pixels]) -> npt.NDArray[np.float64]:
         """Return probabilities [B,K] of encoded (bytes) or decoded (array) images."""

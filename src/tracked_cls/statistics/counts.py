@@ -51,7 +51,8 @@ class Counts:
             found[f"{name}_macro"] = mean_of_known(values)
             found[f"{name}_micro"] = getattr(pooled, name)
             weighted = np.where(self.support > 0, values, 0) * self.support
-            found[f"{name}_weighted"] = weighted.sum(axis=-1) / np.maximum(self.support.sum(axis=-1), 1)
+            total = self.support.sum(axis=-1)
+            found[f"{name}_weighted"] = np.where(total > 0, weighted.sum(axis=-1) / np.maximum(total, 1), np.nan)
         return found
 
     def bounds(self) -> dict[str, Bounds]:

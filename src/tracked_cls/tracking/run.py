@@ -48,6 +48,10 @@ class Run:
             return f"not in MLflow yet; it waits in {self.journal.folder}"
         return f"{self.store.base_url}/#/experiments/{experiment}/runs/{self.run_id}?workflowType=machine_learning"
 
+    def url_of(self, name: str) -> str:
+        """Where `mlflow ui` shows one of the run's files."""
+        return self.url.replace("?", f"/artifacts/{quote(name)}?")
+
     def ranked_url(self, metric: str) -> str:
         """Where `mlflow ui` shows the curves of the trials nested in this run, the best first."""
         wanted = quote(f"tags.kind = 'trial' and tags.mlflow.parentRunId = '{self.run_id}'")
