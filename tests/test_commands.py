@@ -264,7 +264,7 @@ def test_classes_the_model_does_not_know_are_named(tmp_path, store, trained, cap
     assert "unknown to the model: cat; not in the data: 2, 3, 4, 5, 6 and 3 more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_an_interrupted_training_is_saved_and_the_same_command_continues_it(tmp_path, store, client, signum, code):
     words = [*fast(epochs=12, limit=300, seed=code, checkpoint__store=tmp_path), *store]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

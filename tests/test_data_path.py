@@ -136,7 +136,15 @@ WORKERS = {
 }
 
 
-@pytest.mark.parametrize("options", WORKERS.values(), ids=WORKERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(WORKERS["batch speed"], marks=pytest.mark.slow),
+        pytest.param(WORKERS["sample speed"], marks=pytest.mark.slow),
+        WORKERS["whole files"],
+    ],
+    ids=WORKERS,
+)
 def test_curves_are_the_same_with_any_number_of_loader_workers(pictures, store, tmp_path, options):
     curves = []
     for workers in (0, 1, 2):

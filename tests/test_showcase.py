@@ -285,7 +285,7 @@ def odd(name):
         ("one image", {"roc", "slices", "mistakes", "embedding"}),
         ("no mistakes", {"slices", "mistakes"}),
         ("only mistakes", {"slices", "right"}),
-        ("300 classes", {"slices"}),
+        pytest.param("300 classes", {"slices"}, marks=pytest.mark.slow),
         ("odd and long names", set()),
         ("several labels", {"confusion", "slices"}),
         ("clips", {"slices"}),

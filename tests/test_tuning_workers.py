@@ -79,7 +79,9 @@ def test_a_budget_is_exact_though_workers_are_killed(cfg, tmp_path, count):
     for worker in team:
         worker.join(60)
 
-    assert Counter(worker.exitcode for worker in team) == {0: count, -signal.SIGKILL: 2}
+    left = Counter(worker.exitcode for worker in team)
+    assert left[-signal.SIGKILL] >= 1, "of many workers one may have come to its end in the moment it was chosen"
+    assert left == {0: count + 2 - left[-signal.SIGKILL], -signal.SIGKILL: left[-signal.SIGKILL]}
     trials = study.get_trials(deepcopy=False)
     assert [trial.number for trial in trials] == list(range(BUDGET))
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
