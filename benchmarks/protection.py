@@ -1,8 +1,9 @@
 """What does it cost that nothing gets lost? Trains with and without checkpoints, journal, delivery and signals, in turns.
 
-The same network on the same images in the same process, on one thread: `fit` drained, and the loop of `train` as it is, which
-saves after every epoch and at least every so many seconds, writes what it logs to a journal and delivers that to an sqlite
-store in the background. One pair first to warm up; then the medians of the pairs' ratios. CPU seconds are those of all threads.
+The same network on the same images in the same thread: the loop of `train` as it is, which saves, writes what it logs to a
+journal and delivers that to an sqlite store in the background, and `fit` alone, which takes a step after each of its steps. So
+both see the same moods of the machine; whole trainings in turns differed by 6 % where nothing differed. One training first to
+warm up; then the ratios of the others. `--control` compares `fit` with itself: what it says instead of 1 is noise.
 
     python -m benchmarks.protection --case digits       a quarter of an hour on two quiet cores
     python -m benchmarks.protection --case mnist --root FOLDER_OF_MNIST
@@ -15,22 +16,23 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from tracked_cls import checkpoint, delivery, experiment, job, signals, training  # noqa: E402 - of this checkout
+from tracked_cls import delivery, experiment, job, saving, signals, training  # noqa: E402 - of this checkout
 from tracked_cls.config import TrainConfig, load  # noqa: E402
 from tracked_cls.console import say  # noqa: E402
 from tracked_cls.job import Job  # noqa: E402
+from tracked_cls.saving import Saver  # noqa: E402
 from tracked_cls.state import TrainState  # noqa: E402
 from tracked_cls.tracking import Run  # noqa: E402
 
@@ -41,56 +43,93 @@ CASES = {
 
 
 @dataclass
-class Cost:
-    """Wall and CPU seconds of a training (`own`: of the thread that trains), and those of the parts of its protection."""
+class Clock:
+    """Wall seconds, and CPU seconds of the thread that trains, while it runs."""
 
     wall: float = 0.0
     cpu: float = 0.0
-    own: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a block."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.wall += time.perf_counter() - wall
+            self.cpu += time.thread_time() - cpu
+
+
+@dataclass
+class Cost:
+    """What a training cost in all, what its bare twin of it, and the parts of its protection."""
+
+    all: Clock = field(default_factory=Clock)
+    bare: Clock = field(default_factory=Clock)
+    parts: dict[str, list[Clock]] = field(default_factory=dict)
+    others: float = 0.0
     epochs: int = 0
-    parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
-
-@contextmanager
-def _measured(cost: Cost) -> Iterator[None]:
-    wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
-    yield
-    cost.wall, cost.cpu, cost.own = time.perf_counter() - wall, time.process_time() - cpu, time.thread_time() - own
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Protected / bare: by the wall clock, and CPU of the thread that trains."""
+        return self.all.wall / self.bare.wall - 1, self.all.cpu / self.bare.cpu - 1
 
 
 def _timed(name: str, call: Callable[..., Any], cost: Cost, *args: Any, **options: Any) -> Any:
-    wall, own = time.perf_counter(), time.thread_time()
-    try:
+    clock = Clock()
+    cost.parts.setdefault(name, []).append(clock)
+    with clock.running():
         return call(*args, **options)
-    finally:
-        cost.parts.setdefault(name, []).append((time.perf_counter() - wall, time.thread_time() - own))
 
 
-def _bare(work: Job, state: TrainState, cost: Cost) -> None:
-    """Train, and keep nothing."""
-    with _measured(cost):
-        for step in training.fit(state, work.cfg, train=work.train, val=work.val):
-            cost.epochs += isinstance(step, training.EpochResult)
+def _timed_method(name: str, method: Callable[[Any], None], cost: Cost) -> Callable[[Any], None]:
+    return lambda self: _timed(name, method, cost, self)
 
 
-def _protected(work: Job, state: TrainState, cost: Cost) -> None:
-    """Train as `train` does."""
-    save, log = checkpoint.save, Run.log_metrics
+def _with_twin(work: Job, cost: Cost) -> Callable[..., Iterator[Any]]:
+    """Return `training.fit` with another training of the same kind, of which a step is taken after each of its own."""
+    fit = training.fit
+
+    def both(state: TrainState, *args: Any, **options: Any) -> Iterator[Any]:
+        twin_state = TrainState.create(work.cfg, work.shape, train_images=len(work.train), compute=work.feed.compute)
+        twin = fit(twin_state, work.cfg, train=work.train, val=work.val)
+        for step in fit(state, *args, **options):
+            yield step
+            with cost.bare.running():
+                next(twin)
+
+    return both
+
+
+def _run(work: Job, cost: Cost, *, control: bool) -> None:
+    """Train as `train` does, or (`control`) with no more than its twin has."""
+    state = TrainState.create(work.cfg, work.shape, train_images=len(work.train), compute=work.feed.compute)
+    log = Run.log_metrics
     with ExitStack() as stack:
-        stack.enter_context(patch.object(checkpoint, "save", partial(_timed, "save", save, cost)))
+        stack.enter_context(patch.object(training, "fit", _with_twin(work, cost)))
+        alone = SimpleNamespace(monotonic=lambda: time.monotonic() - cost.bare.wall)  # saves come as often as without the twin
+        stack.enter_context(patch.object(saving, "time", alone))
+        for name in ("save", "save_best"):
+            stack.enter_context(patch.object(Saver, name, _timed_method(name, getattr(Saver, name), cost)))
         stack.enter_context(
             patch.object(Run, "log_metrics", lambda *args, **options: _timed("log", log, cost, *args, **options))
         )
-        with _measured(cost), signals.deferred() as interrupted:
-            experiment._loop(work, state, None, interrupted, experiment._go_on)
+        everything = time.process_time()
+        with cost.all.running(), signals.deferred() as interrupted:
+            if control:
+                for _ in training.fit(state, work.cfg, train=work.train, val=work.val):
+                    pass
+            else:
+                experiment._loop(work, state, None, interrupted, experiment._go_on)
+    cost.others = time.process_time() - everything - cost.all.cpu
     cost.epochs = state.epoch
 
 
-def _train(cfg: TrainConfig, how: Callable[[Job, TrainState, Cost], None]) -> Cost:
+def _train(cfg: TrainConfig, *, control: bool) -> Cost:
     cost = Cost()
     with delivery.open_tracker(cfg.tracking) as tracker, job.begun(cfg, tracker, "train", None) as work:
-        state = TrainState.create(work.cfg, work.shape, train_images=len(work.train), compute=work.feed.compute)
-        how(work, state, cost)
+        _run(work, cost, control=control)
     return cost
 
 
@@ -107,54 +146,52 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default="digits")
     parser.add_argument("--root", help="folder of MNIST as pictures, with train/ and test/")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--control", action="store_true", help="compare training with itself")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="protection-") as home:
         os.chdir(home)
         cfg = load(
             TrainConfig, [*_words(options.case, options.root, options.epochs), "--tracking.uri", f"sqlite:///{home}/m.db"]
         )
-        pairs = []
-        for number in range(options.pairs + 1):
-            order = (_bare, _protected) if number % 2 else (_protected, _bare)
-            costs = {how: _train(cfg, how) for how in order}
-            say(_line(number, costs[_bare], costs[_protected]))
-            pairs.append((costs[_bare], costs[_protected]))
-    for line in _summary(CASES[options.case], pairs[1:]):
+        costs = []
+        for number in range(options.runs + 1):
+            costs.append(_train(cfg, control=options.control))
+            say(_line(number, costs[-1]))
+    for line in _summary(CASES[options.case], costs[1:]):
         say(line)
 
 
-def _line(number: int, bare: Cost, protected: Cost) -> str:
+def _line(number: int, cost: Cost) -> str:
+    wall, cpu = cost.ratios
     return (
-        f"pair {number}: {bare.epochs} epochs, bare {bare.wall:.1f} s (CPU {bare.cpu:.1f}), protected {protected.wall:.1f} s "
-        f"(CPU {protected.cpu:.1f}), load {os.getloadavg()[0]:.1f}"
+        f"run {number}: {cost.epochs} epochs, bare {cost.bare.wall:.1f} s, protected / bare: wall {wall:.4f}, CPU {cpu:.4f}, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
 
 
-def _summary(case: str, pairs: list[tuple[Cost, Cost]]) -> list[str]:
-    ratios = {
-        "wall": [protected.wall / bare.wall for bare, protected in pairs],
-        "CPU": [protected.cpu / bare.cpu for bare, protected in pairs],
-        "CPU of the thread that trains": [protected.own / bare.own for bare, protected in pairs],
-    }
-    spread = [
-        f"{name} {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})" for name, values in ratios.items()
-    ]
-    others = statistics.median((protected.cpu - protected.own) / protected.epochs for _, protected in pairs)
+def _summary(case: str, costs: list[Cost]) -> list[str]:
+    walls, cpus = zip(*(cost.ratios for cost in costs), strict=True)
+    others = statistics.median(cost.others / cost.bare.cpu for cost in costs)
     return [
-        f"{case}: protected / bare, median of {len(pairs)} pairs: {', '.join(spread)}",
-        *(_part(name, pairs) for name in ("save", "log")),
-        f"  CPU of other threads (delivery): {1000 * others:.0f} ms an epoch",
+        f"{case}: protected / bare, median of {len(costs)} runs: {_spread('wall', walls)}, {_spread('CPU', cpus)}",
+        *(_part(name, costs) for name in sorted({name for cost in costs for name in cost.parts})),
+        f"  other threads (delivery): {100 * others:.2f}% of the bare CPU time, on another core where there is one",
     ]
 
 
-def _part(name: str, pairs: list[tuple[Cost, Cost]]) -> str:
-    """Say what a part takes each time, and of the whole."""
-    walls, owns = zip(*(times for _, protected in pairs for times in protected.parts[name]), strict=True)
-    shares = [sum(own for _, own in protected.parts[name]) / protected.own for _, protected in pairs]
+def _spread(name: str, values: Sequence[float]) -> str:
+    return f"{name} {statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
+
+def _part(name: str, costs: list[Cost]) -> str:
+    """Say how often a part came, what it took each time, and of the whole."""
+    clocks = [clock for cost in costs for clock in cost.parts[name]]
+    wall, cpu = (statistics.median(getattr(clock, kind) for clock in clocks) for kind in ("wall", "cpu"))
+    share = statistics.median(sum(clock.cpu for clock in cost.parts[name]) / cost.bare.cpu for cost in costs)
+    often = len(clocks) / len(costs)
     return (
-        f"  {name}: {1000 * statistics.median(walls):.1f} ms (CPU {1000 * statistics.median(owns):.1f} ms), "
-        f"{100 * statistics.median(shares):.2f}% of the CPU of its thread"
+        f"  {name}: {often:.0f} times {1000 * wall:.1f} ms (CPU {1000 * cpu:.1f} ms), {100 * share:.2f}% of the bare CPU time"
     )
 
 

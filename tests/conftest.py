@@ -19,7 +19,14 @@ PARAMS = ["--params", str(ROOT / "params" / "train.yaml")]
 
 def fast(**options):
     """Return the words of a training that takes seconds; options are given with `__` for the dot."""
-    words = {"model": "small_cnn", "epochs": 3, "threads": 1, "tracking.pictures": "false", **options}
+    words = {
+        "model": "small_cnn",
+        "epochs": 3,
+        "threads": 1,
+        "tracking__pictures": "false",
+        "checkpoint__max_cost": 1,
+        **options,
+    }
     return [*PARAMS, *(word for key, value in words.items() for word in (f"--{key.replace('__', '.')}", str(value)))]
 
 

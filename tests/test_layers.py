@@ -55,7 +55,7 @@ LAYERS = [
         *("scores", "slices"),
     ],
     [
-        *("profiling", "evaluation", "state", "step", "training", "checkpoint", "journal", "anatomy"),
+        *("profiling", "evaluation", "state", "step", "training", "checkpoint", "saving", "journal", "anatomy"),
         *("attribution", "embedding", "picks", "gate"),
         *(f"plots.{name}" for name in PLOTS),
         *("plots", "conversion"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import do, fast
-from tracked_cls import experiment, pipeline, registry, tracking, training
+from tracked_cls import checkpoint, experiment, pipeline, registry, tracking, training
 from tracked_cls.config import MainConfig, TrainConfig, load
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.step import Stepper
@@ -161,6 +161,34 @@ def test_an_end_that_was_interrupted_finds_what_it_needs(store, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             train(store, seed=21, epochs=3, training__average_best=2)
     assert train(store, seed=21, epochs=3, training__average_best=2).test.metrics["accuracy"] > 0
+
+
+def test_a_run_whose_short_epochs_were_not_all_saved_goes_on_to_the_same_weights(store, client, monkeypatch):
+    options = {"seed": 22, "epochs": 5}
+    whole = train(store, **options, checkpoint__max_cost=1)
+    write, written = checkpoint.write, []
+
+    def crash(self, metrics, step=0, _log=tracking.Run.log_metrics):
+        _log(self, metrics, step=step)
+        if step == 4:
+            raise ZeroDivisionError
+
+    def count(content, attempt):
+        written.append(content["position"]["epoch"])
+        write(content, attempt)
+
+    monkeypatch.setattr(checkpoint, "write", count)
+    rare = {**options, "checkpoint__max_cost": 1e-9}
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.Run, "log_metrics", crash)
+        with pytest.raises(ZeroDivisionError):
+            train(store, **rare)
+    assert written == [1]
+    again = train(store, **rare)
+
+    assert written == [1, 2, *({whole.best_epoch} - {1, 2})]  # the first end of an epoch of each start, and the best
+    assert (again.weights_digest, again.best_epoch) == (whole.weights_digest, whole.best_epoch)
+    assert values(client, again.run_id, "val_loss") == values(client, whole.run_id, "val_loss")
 
 
 def test_the_recorded_configuration_of_a_debug_run_can_be_loaded(store, client, tmp_path):

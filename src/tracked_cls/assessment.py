@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from tracked_cls import anatomy, evaluation, failpoints, models, preparation, registry, showcase, weights
 from tracked_cls.compute import make_compute
-from tracked_cls.config import EvaluateConfig, LoaderConfig, ModelConfig, workspace
+from tracked_cls.config import DataConfig, EvaluateConfig, LoaderConfig, ModelConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import Feed, Split, open_split
@@ -34,6 +34,8 @@ from tracked_cls.transforms.views import resolution
 
 __all__ = [
     "Evaluation",
+    "at_geometry",
+    "latency_ms",
     "lines",
     "load_network",
     "prefixed",
@@ -80,7 +82,7 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
         speed = {"images_per_second": len(split) / (time.perf_counter() - started)}
         report = evaluation.report(scores, split.prepared.manifest.classes, temperature, columns)
         failpoints.reach("evaluate.before_metrics")
-        tracked.log_metrics(prefixed(report.metrics | speed, name) | {"latency_ms": _latency_ms(network, meta)})
+        tracked.log_metrics(prefixed(report.metrics | speed, name) | {"latency_ms": latency_ms(network, meta)})
         with TemporaryDirectory() as scratch:
             write_tables(report, Path(scratch) / "tables", name, split, separator=cfg.data.label_separator)
             if cfg.tracking.pictures:
@@ -112,7 +114,8 @@ def _feed(cfg: EvaluateConfig, tracker: Tracker, meta: Mapping[str, Any], addres
     return Feed(seen, compute, LoaderConfig(), tta=cfg.evaluate.tta, image_size=size)
 
 
-def _latency_ms(network: nn.Module, meta: Mapping[str, Any]) -> float:
+def latency_ms(network: nn.Module, meta: Mapping[str, Any]) -> float:
+    """Return what one image costs a network of a bundle, batch 1, in milliseconds (`anatomy.describe`)."""
     return anatomy.describe(network, Shape(**meta["architecture"]["shape"])).latency_ms
 
 
@@ -173,15 +176,12 @@ def _prepared_for(meta: Mapping[str, Any], geometry: Geometry, cfg: EvaluateConf
     if found is not None and found.preprocess.geometry == geometry:
         return found
     say(f"the model takes {geometry.image_size}x{geometry.image_size}x{geometry.channels} images")
-    fitting = cfg.data.model_copy(
-        update={
-            "image_size": geometry.image_size,
-            "channels": geometry.channels,
-            "fit": geometry.fit,
-            "interpolation": geometry.interpolation,
-        }
-    )
-    return preparation.open_or_prepare(fitting, cfg.tracking, tracker, source)
+    return preparation.open_or_prepare(at_geometry(cfg.data, geometry), cfg.tracking, tracker, source)
+
+
+def at_geometry(data: DataConfig, geometry: Geometry) -> DataConfig:
+    """Return the options that prepare data as a model of some geometry sees them."""
+    return data.model_copy(update=asdict(geometry))
 
 
 def _require_same_task(cfg: EvaluateConfig, preprocess: Preprocess, meta: Mapping[str, Any], address: str) -> None:

@@ -95,13 +95,20 @@ def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = 
 
     Raises `UserError` where it cannot be written: those before it stay.
     """
-    path = attempt.folder / _name(state.epoch, state.batch)
+    write(state.state_dict(), attempt)
+    failpoints.reach("checkpoint.before_sweep")
+    _sweep(state, attempt, policy or CheckpointConfig())
+
+
+def write(content: dict[str, Any], attempt: Attempt) -> None:
+    """Write the checkpoint of a `TrainState.state_dict`, whole or not at all; raises `UserError` as `save` does."""
+    path = attempt.folder / _name(content["position"]["epoch"], content["position"]["batch"])
     temporary = path.with_name(f".tmp-{path.name}")
     failpoints.reach("checkpoint.before_write")
     stream = _Stream(temporary)
     try:
         with stream.opened() as file, _without_crc():
-            torch.save(state.state_dict(), file)
+            torch.save(content, file)
         failpoints.reach("checkpoint.before_sidecar")
         durable.write(path.with_suffix(".sha256"), stream.digest.encode())
         failpoints.reach("checkpoint.before_rename")
@@ -112,8 +119,6 @@ def save(state: TrainState, attempt: Attempt, policy: CheckpointConfig | None = 
             f"checkpoint.store: {refusal(error, path, stream.size_bytes) or f'{path}: {error}'}; "
             "what was saved before is whole, and the same command continues from there"
         ) from error
-    failpoints.reach("checkpoint.before_sweep")
-    _sweep(state, attempt, policy or CheckpointConfig())
 
 
 @contextmanager

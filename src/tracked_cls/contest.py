@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from tracked_cls import anatomy, assessment, evaluation, gate, preparation, registry
+from tracked_cls import assessment, evaluation, gate, preparation, registry
 from tracked_cls.compute import Compute
 from tracked_cls.config import DataConfig, GateSection, LoaderConfig, TrackingConfig
 from tracked_cls.data.cache import Prepared
@@ -21,9 +19,7 @@ from tracked_cls.data.loaders import Feed, open_split
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.data.preprocess import Geometry, Preprocess
 from tracked_cls.errors import UserError
-from tracked_cls.evaluation import Scores
 from tracked_cls.gate import KEPT, Side, Verdict
-from tracked_cls.models import Shape
 from tracked_cls.registry import Version
 from tracked_cls.serving.classifier import read_meta
 from tracked_cls.serving.packaging import Bundle
@@ -128,8 +124,8 @@ class Contest:
             scores = evaluation.score(self.compute.place(network), split.eval_batches(self.images.batch_size))
         if self.images.split == "test":
             registry.count_read(self.tracker.client, version.run_id)
-        _require_finite(scores, version.uri)
-        cool = scores.tempered(float(meta.get("temperature", 1.0))).judged
+        evaluation.require_finite(scores, version.uri)
+        cool = scores.tempered(assessment.temperature_of(meta)).judged
         order = np.argsort(np.asarray(seen.manifest.ids)[split.indices], kind="stable")
         return Side(
             address=version.uri,
@@ -137,15 +133,14 @@ class Contest:
             predictions=scores.predictions[order],
             size_bytes=bundle.weights.stat().st_size,
             ece=reliability(cool.confidence, cool.right).ece,
-            latency_ms=None if self.rules.max_latency_ratio is None else _latency_ms(network, meta),
+            latency_ms=None if self.rules.max_latency_ratio is None else assessment.latency_ms(network, meta),
         )
 
     def _prepared_at(self, geometry: Geometry) -> Prepared:
         """Return the same images as a model of some geometry sees them."""
         if self.prepared.preprocess.geometry == geometry:
             return self.prepared
-        options = {name: getattr(geometry, name) for name in ("image_size", "channels", "fit", "interpolation")}
-        found = preparation.open_or_prepare(self.images.data.model_copy(update=options), self.tracking, self.tracker)
+        found = preparation.open_or_prepare(assessment.at_geometry(self.images.data, geometry), self.tracking, self.tracker)
         if digest_of(found.manifest, self.images.split) != digest_of(self.prepared.manifest, self.images.split):
             raise UserError(f"{found.folder} and {self.prepared.folder} hold other images; run prepare again")
         return found
@@ -157,13 +152,3 @@ def digest_of(manifest: Manifest, split: str) -> str:
     labels = np.asarray(manifest.labels)[indices].tolist()
     rows = sorted(zip((ids[index] for index in indices.tolist()), labels, strict=True))
     return hashlib.sha256(json.dumps([list(manifest.classes), rows]).encode()).hexdigest()[:16]
-
-
-def _require_finite(scores: Scores, address: str) -> None:
-    bad = int((~np.isfinite(scores.logits)).any(axis=1).sum())
-    if bad:
-        raise UserError(f"{address} gives no finite numbers for {bad} of {len(scores.labels)} images")
-
-
-def _latency_ms(network: nn.Module, meta: Mapping[str, Any]) -> float:
-    return anatomy.describe(network, Shape(**meta["architecture"]["shape"])).latency_ms

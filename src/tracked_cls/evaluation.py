@@ -172,10 +172,15 @@ def report(
 def _require_sound(scores: Scores, classes: Sequence[str]) -> None:
     if len(scores.labels) == 0:
         raise UserError("there are no images to evaluate")
+    require_finite(scores, "the model")
+    assert scores.logits.shape[1] == len(classes)
+
+
+def require_finite(scores: Scores, model: str) -> None:
+    """Raise `UserError`, which names the model, where its logits are not all finite."""
     if not np.isfinite(scores.logits).all():
         bad = int((~np.isfinite(scores.logits)).any(axis=1).sum())
-        raise UserError(f"the model gives no finite numbers for {bad} of {len(scores.labels)} images")
-    assert scores.logits.shape[1] == len(classes)
+        raise UserError(f"{model} gives no finite numbers for {bad} of {len(scores.labels)} images")
 
 
 @dataclass(frozen=True, eq=False)

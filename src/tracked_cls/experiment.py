@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,6 +38,7 @@ from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
 from tracked_cls.report import own
 from tracked_cls.report.publication import PAGE
+from tracked_cls.saving import Saver
 from tracked_cls.state import Plan, TrainState
 from tracked_cls.statistics.calibration import fit_temperature
 from tracked_cls.step import Diverged
@@ -214,36 +215,55 @@ def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Cal
 def _loop_until_stopped(
     job: Job, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool], on_epoch: OnEpoch
 ) -> None:
-    cfg, attempt = job.cfg, job.attempt
+    cfg = job.cfg
     plan = Plan.of(cfg, len(job.train))
     total = plan.total_steps - state.epoch * plan.steps_per_epoch - state.batch
-    saved = time.monotonic()
+    saver = Saver(state, job.attempt, job.policy, before=partial(_before_save, job))
     with profiler(job.feed.compute, enabled=cfg.training.profile) as profiled:
         steps = training.fit(state, cfg, train=job.train, val=job.val, teacher=teacher)
         for step in progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress)):
-            if ended := isinstance(step, EpochResult):
+            if isinstance(step, EpochResult):
                 improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
                 failpoints.reach("train.after_metrics")
                 job.say(exhibits.epoch_line(plan.num_epochs, step, improved))
-                on_epoch(state)  # before it is saved: killed in between, the epoch is repeated and reported alike
+                _tell(on_epoch, state, saver)  # before it is saved: killed in between, the epoch is repeated and reported alike
+                saver.after_epoch()
             else:
                 profiled.after_step()
-            if ended or interrupted() or time.monotonic() - saved > cfg.checkpoint.every_seconds:
-                failpoints.reach("train.before_save")
-                job.tracked.sync()  # a checkpoint never knows of an epoch that the journal has lost
-                checkpoint.save(state, attempt, job.policy)
-                saved = time.monotonic()
-            if interrupted():
-                job.say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; "
-                        "the same command continues from here")  # fmt: skip
+                saver.after_step()
+            if interrupted() or _is_stale(cfg, state):
                 break
-            if _is_stale(cfg, state):
-                job.say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is "
-                        f"{state.best_score:.4f} of epoch {state.best_epoch}")  # fmt: skip
-                break
+    _settle(job, state, saver, interrupted=interrupted())
     if cfg.training.profile:
         exhibits.log_profile(job.tracked, profiled.result)
+
+
+def _settle(job: Job, state: TrainState, saver: Saver, *, interrupted: bool) -> None:
+    """Write what the next start, or the end of the run, goes on from."""
+    if interrupted:
+        saver.save()
+        job.say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; the same command continues from here")
+        return
+    saver.save_best()
+    if _is_stale(job.cfg, state):
+        job.say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is {state.best_score:.4f} of "
+                f"epoch {state.best_epoch}")  # fmt: skip
+
+
+def _tell(on_epoch: OnEpoch, state: TrainState, saver: Saver) -> None:
+    """Report an epoch; where that ends the run, its best epochs are written before."""
+    try:
+        on_epoch(state)
+    except StopRun:
+        saver.save_best()
+        raise
+
+
+def _before_save(job: Job) -> None:
+    """Make sure that a checkpoint never knows of an epoch that the journal has lost."""
+    failpoints.reach("train.before_save")
+    job.tracked.sync()
 
 
 def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:

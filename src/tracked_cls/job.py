@@ -59,9 +59,11 @@ class Job:
 
     @property
     def policy(self) -> CheckpointConfig:
-        """Which checkpoints stay, with those that an average in the end is made of."""
-        kept = max(self.cfg.checkpoint.keep_best, self.cfg.training.average_best or 1)
-        return self.cfg.checkpoint.model_copy(update={"keep_best": kept})
+        """Which checkpoints are made and stay: with those that an average in the end is made of, or that are rolled back to."""
+        options: dict[str, object] = {"keep_best": max(self.cfg.checkpoint.keep_best, self.cfg.training.average_best or 1)}
+        if self.cfg.training.on_nan == "rollback":
+            options["max_cost"] = 1.0  # how far back must not depend on the clock
+        return self.cfg.checkpoint.model_copy(update=options)
 
     def say(self, line: str) -> None:
         """Print one line; the trainings of a search are many, and the search speaks for them."""

@@ -41,7 +41,7 @@ class Site:
         return self._learn("tune", name, *words, *finals, *own, *extra)
 
     def _learn(self, verb: str, name: str, *words: str) -> Command:
-        data = ("--data.image_size", "8", "--checkpoint.store", f"runs-{name}")
+        data = ("--data.image_size", "8", "--checkpoint.store", f"runs-{name}", "--checkpoint.max_cost", "1")
         return self._command(verb, name, *data, *words)
 
     def evaluate(self, name: str) -> Command:

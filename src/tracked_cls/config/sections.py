@@ -88,8 +88,13 @@ class CheckpointConfig(Section):
         "what stays when the run has finished: the best epochs' and those of every_epochs, all that is there, or none (the "
         "model itself is in MLflow)",
     )
-    every_seconds: float = option(
-        60.0, "least time between checkpoints inside an epoch; every epoch ends with one", unit="s", gt=0
+    every_seconds: float = option(60.0, "least time between checkpoints inside an epoch", unit="s", gt=0)
+    max_cost: float = option(
+        0.01,
+        "share of the time that saving at the ends of epochs may take: shorter epochs are saved less often (1: each is saved; "
+        "so too with training.on_nan=rollback)",
+        gt=0,
+        le=1,
     )
 
 

@@ -8,6 +8,7 @@ from tracked_cls.config import TrainConfig, flatten, override
 from tracked_cls.config.tree import show
 from tracked_cls.errors import UserError
 from tracked_cls.report.artifacts import RunFacts, read_mapping, scored_split
+from tracked_cls.report.numbers import duration
 from tracked_cls.report.page import Section, Table
 
 RUN = "mlflow run . --env-manager local"
@@ -28,6 +29,22 @@ _LINEAGE = {
     "host": "Machine",
 }
 _NO_WEIGHTS = ("", "none", "auto", "off")
+
+
+def lead(facts: RunFacts, *words: str) -> str:
+    """Return the line below a page's title: some words, the data's digest, how long it took, and how it ended if not well."""
+    digest = f"data digest {facts.tags['data.digest']}" if "data.digest" in facts.tags else ""
+    took = "" if facts.seconds is None else duration(facts.seconds)
+    state = "" if facts.status == "FINISHED" else facts.status.lower()
+    return " · ".join(part for part in (*words, digest, took, state) if part)
+
+
+def registry_sentences(facts: RunFacts) -> list[str]:
+    """Return what the registry made of a run's model, where it was asked."""
+    if "promotion.verdict" not in facts.tags:
+        return []
+    reason = facts.tags.get("promotion.reason", "")
+    return [f"Registry: {facts.tags['promotion.verdict']}{f', {reason}' if reason else ''}."]
 
 
 def options(facts: RunFacts) -> Section:

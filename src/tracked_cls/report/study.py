@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from tracked_cls.config.tree import show
+from tracked_cls.report import origin
 from tracked_cls.report.artifacts import Row, RunFacts, read_pictures, read_rows, read_text, tried
-from tracked_cls.report.numbers import duration, percent, short
-from tracked_cls.report.origin import RUN
+from tracked_cls.report.numbers import percent, short
 from tracked_cls.report.page import NO_VALUE, Section, Table, Tile, captioned, render
 
 _MOST_TRIALS = 20
@@ -57,7 +57,7 @@ def page(facts: RunFacts) -> str:
     return render(
         facts.name,
         kind="study",
-        lead=_lead(facts),
+        lead=origin.lead(facts, "study"),
         summary=[*_summary(facts, trials), *troubles],
         tiles=_tiles(facts, trials),
         sections=sections,
@@ -73,13 +73,6 @@ def _rows(facts: RunFacts, name: str, columns: list[str]) -> list[Row]:
 # ---- the top ---------------------------------------------------------------------------------------------------------
 
 
-def _lead(facts: RunFacts) -> str:
-    digest = f"data digest {facts.tags['data.digest']}" if "data.digest" in facts.tags else ""
-    took = "" if facts.seconds is None else duration(facts.seconds)
-    state = "" if facts.status == "FINISHED" else facts.status.lower()
-    return " · ".join(part for part in ("study", digest, took, state) if part)
-
-
 def _summary(facts: RunFacts, trials: list[Row]) -> list[str]:
     states = Counter(row["state"] for row in trials)
     counts = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
@@ -90,9 +83,7 @@ def _summary(facts: RunFacts, trials: list[Row]) -> list[str]:
         text.append(f"Trial {best['trial']} is the best, with {value}; the best of many owes some of that to luck.")
     if "test_accuracy" in facts.metrics:
         text.append(f"The winner of the finals labels {percent(facts.metrics['test_accuracy'])} of the test images right.")
-    if "promotion.verdict" in facts.tags:
-        text.append(f"Registry: {facts.tags['promotion.verdict']}, {facts.tags.get('promotion.reason', '')}.")
-    return text + list(facts.notes)
+    return [*text, *origin.registry_sentences(facts), *facts.notes]
 
 
 def _metric(facts: RunFacts) -> str:
@@ -207,9 +198,10 @@ def _origin(facts: RunFacts) -> Section:
 
 def _again(facts: RunFacts) -> Section:
     study = facts.tags.get("optuna.study", "NAME")
-    commands = [("More trials in this study", f"{RUN} -e tune -P study={study} -P extend=true -P trials=MORE")]
+    commands = [("More trials in this study", f"{origin.RUN} -e tune -P study={study} -P extend=true -P trials=MORE")]
     if "best.run" in facts.tags:
         winner = facts.tags["best.run"]
-        commands.insert(0, ("Train the winner again", f"{RUN} -e train -P from_run={winner}"))
-        commands.append(("Label images with the winner", f"{RUN} -e predict -P input=FOLDER_OF_IMAGES -P model=runs:/{winner}"))
+        commands.insert(0, ("Train the winner again", f"{origin.RUN} -e train -P from_run={winner}"))
+        labels = f"{origin.RUN} -e predict -P input=FOLDER_OF_IMAGES -P model=runs:/{winner}"
+        commands.append(("Label images with the winner", labels))
     return Section("What next", commands=commands)

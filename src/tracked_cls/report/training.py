@@ -22,7 +22,6 @@ from tracked_cls.report.artifacts import (
 from tracked_cls.report.numbers import (
     METRIC_WORDS,
     decimals,
-    duration,
     has_interval,
     interval,
     interval_in_percent,
@@ -109,7 +108,7 @@ def page(facts: RunFacts) -> str:
     return render(
         facts.name,
         kind=f"{facts.kind} report",
-        lead=_lead(facts),
+        lead=origin.lead(facts, facts.kind, facts.params.get("model", "")),
         summary=[*tried(lambda: _summary(run), list[str], troubles), *dict.fromkeys(troubles)],
         tiles=_tiles(run),
         sections=sections,
@@ -118,13 +117,6 @@ def page(facts: RunFacts) -> str:
 
 
 # ---- the top ---------------------------------------------------------------------------------------------------------
-
-
-def _lead(facts: RunFacts) -> str:
-    took = "" if facts.seconds is None else duration(facts.seconds)
-    digest = f"data digest {facts.tags['data.digest']}" if "data.digest" in facts.tags else ""
-    state = "" if facts.status == "FINISHED" else facts.status.lower()
-    return " · ".join(part for part in (facts.kind, facts.params.get("model", ""), digest, took, state) if part)
 
 
 def _summary(run: Scored) -> list[str]:
@@ -137,10 +129,7 @@ def _summary(run: Scored) -> list[str]:
         text.append(
             f"At the best epoch {best} of the validation images are labelled right; the test images were not looked at."
         )
-    if "promotion.verdict" in facts.tags:
-        reason = facts.tags.get("promotion.reason", "")
-        text.append(f"Registry: {facts.tags['promotion.verdict']}{f', {reason}' if reason else ''}.")
-    return text + list(facts.notes)
+    return [*text, *origin.registry_sentences(facts), *facts.notes]
 
 
 def _on_accuracy(run: Scored) -> str:
