@@ -28,8 +28,9 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from tracked_cls.data.decoders import Decoders, Limits
-from tracked_cls.data.ingest import Plan, Rejection, read_images
+from tracked_cls.data.ingest import Plan, Rejection
 from tracked_cls.data.intake import altered_files, take_in
+from tracked_cls.data.reading import read
 from tracked_cls.data.sources.base import FileSource, Sample
 
 Pixels = npt.NDArray[np.uint8]
@@ -189,7 +190,8 @@ def _tally(format: str, num: int, pictures: np.random.Generator, rng: random.Ran
 
 
 def _ours(paths: list[str]) -> Iterator[Pixels | Rejection]:
-    return _apart(partial(read_images, frames=None, geometry=None), paths)
+    found = _apart(partial(read, frames=None, geometry=None, digests=False), paths)
+    return (getattr(each, "pixels", each) for each in found)
 
 
 def _apart(work: Any, paths: list[str]) -> Iterator[Any]:

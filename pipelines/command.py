@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ def where_to_look(tracking: TrackingConfig) -> str:
 
 def same_store(tracking: TrackingConfig) -> str:
     """Return what the next command needs to write to the same store."""
-    return f" -P tracking.uri={without_credentials(tracking.uri)}" if tracking.uri else ""
+    return f" -P {shlex.quote(f'tracking.uri={without_credentials(tracking.uri)}')}" if tracking.uri else ""
 
 
 def config_of(run_id: str, tracking: TrackingConfig) -> str:

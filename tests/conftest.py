@@ -80,7 +80,7 @@ def trained(store):
     from tracked_cls import experiment
     from tracked_cls.config import TrainConfig
 
-    return do(experiment.run, TrainConfig, [*fast(), *store])
+    return do(experiment.run, TrainConfig, [*fast(tracking__pictures="true"), *store])
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def _light(verb, *words):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("verb", ["main", "prepare", "train", "tune", "evaluate", "promote", "predict"])
+@pytest.mark.parametrize("verb", ["main", "prepare", "train", "tune", "evaluate", "promote", "predict", "serve", "export"])
 def test_help_answers_without_heavy_imports(verb):
     done = _light(verb, "--help")
     assert done.returncode == 0, done.stderr

@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_logged_does_not_keep_its_run_from_ending(cfg, jo
         raise error
 
     monkeypatch.setattr(release, "settle", fail)
-    _left(cfg, journals, "open", release.WAITING, "end")
+    _left(cfg, journals, "open", journal.RELEASE, "end")
     assert [one.waiting for one in _sync(cfg)] == [0]
     (found,) = _runs(cfg)
     assert (found.info.status, found.data.tags["promotion.verdict"]) == ("FINISHED", "failed")
@@ -179,7 +179,7 @@ def test_a_model_waits_on_where_the_store_goes_away_again(cfg, journals, line, m
         return SimpleNamespace(model_uri="m", promotion=SimpleNamespace(verdict="promoted", reason="first"))
 
     monkeypatch.setattr(release, "settle", settle)
-    _left(cfg, journals, "open", release.WAITING, "end")
+    _left(cfg, journals, "open", journal.RELEASE, "end")
     assert [one.waiting for one in _sync(cfg, patience=30)] == [0]
     assert len(tries) == 3
 

@@ -37,7 +37,7 @@ def test_the_run_is_finished_and_says_what_it_is(run_of):
 
 
 def test_params_are_the_flat_configuration(run_of, store):
-    expected = flatten(load(TrainConfig, [*fast(), *store]))
+    expected = flatten(load(TrainConfig, [*fast(tracking__pictures="true"), *store]))
     assert set(run_of.data.params) == set(expected)
     assert run_of.data.params["model"] == "small_cnn"
     assert run_of.data.params["optimizer.lr"] == "0.004"
@@ -45,7 +45,7 @@ def test_params_are_the_flat_configuration(run_of, store):
 
 def test_the_typed_truth_reproduces_the_configuration(client, run_of, trained, tmp_path, store):
     path = client.download_artifacts(trained.run_id, "config.yaml", str(tmp_path))
-    assert load(TrainConfig, ["--params", path]) == load(TrainConfig, [*fast(), *store])
+    assert load(TrainConfig, ["--params", path]) == load(TrainConfig, [*fast(tracking__pictures="true"), *store])
 
 
 def test_results_are_logged_once(run_of, trained):
@@ -62,7 +62,8 @@ def test_a_short_training_learns(trained):
 
 def test_pictures_and_tables_lie_in_the_run(client, trained, tmp_path):
     names = {item.path for folder in ("plots", "tables") for item in client.list_artifacts(trained.run_id, folder)}
-    assert names == {
+    own = {name for name in names if not name.startswith(("plots/test_", "tables/test_pictures"))}
+    assert own == {
         "plots/augmented.png",
         "plots/curves.png",
         "plots/feature_maps.png",
@@ -89,7 +90,8 @@ def test_the_data_set_is_an_input_of_the_run(run_of, trained):
 
 
 def test_preparation_has_a_run_of_its_own(client, trained):
-    (found,) = [run for run in client.search_runs(["0"]) if run.data.tags.get("kind") == "prepare"][-1:]
+    of_these = f"tags.kind = 'prepare' and tags.`data.digest` = '{trained.prepared.manifest.digest}'"
+    found = client.search_runs(["0"], of_these)[-1]
     assert found.info.run_id != trained.run_id
     assert found.data.metrics["num_images"] == 1797
     assert {item.path for item in client.list_artifacts(found.info.run_id)} == {"config.yaml", "report.html", "report.json"}
@@ -173,7 +175,9 @@ def test_predict_labels_every_image_and_lists_the_bad_ones(client, store, pictur
     assert run.data.tags["model"] == "models:/digits-classifier/1"
     assert run.data.metrics["num_images"] == 6
     assert [item.path for item in client.list_artifacts(predictions.run_id, "tables")] == [
+        "tables/label_counts.csv",
         "tables/out.csv",
+        "tables/out.csv.meta.json",
         "tables/out.rejected.csv",
     ]
     assert run.info.run_name == "predict in"
@@ -206,7 +210,7 @@ def test_predict_does_not_replace_a_file_unless_told(store, pictures, tmp_path):
         do(prediction.run, PredictConfig, words)
     assert output.read_text() == "precious"
     do(prediction.run, PredictConfig, [*words, "--overwrite", "true"])
-    assert output.read_text().startswith("image_id,label,probability,unsure\n")
+    assert output.read_text().startswith("image_id,label,probability,unsure,sha256\n")
 
 
 @pytest.mark.parametrize("below", [0.0, 0.7, 0.999])

@@ -9,7 +9,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
 PLOTS = (
     *("lettering", "style", "results", "network", "profile", "suspects"),
-    *("study", "options", "evaluation", "galleries", "comparison"),
+    *("study", "options", "evaluation", "galleries", "comparison", "answers"),
 )
 LAYERS = [
     [
@@ -18,7 +18,7 @@ LAYERS = [
     ],
     [
         *("data.signature", "data.names", "data.decode", "data.preprocess", "data.files", "data.encode", "data.ingest"),
-        "data.decoders",
+        *("data.decoders", "data.reading"),
         *("data.shards", "data.storage"),
         *(
             f"data.sources.{name}"
@@ -62,6 +62,7 @@ LAYERS = [
     ],
     [
         *("serving.classifier", "serving.pyfunc", "serving.packaging", "serving.apart"),
+        *("serving.address", "serving.limits", "serving.payload", "serving.gateway", "serving.scoring", "serving.listener"),
         *("tracking.store", "tracking.clerk", "tracking.sender", "tracking.run", "tracking.telemetry", "tracking.tracker"),
         *("tracking", "registry", "afterword"),
     ],
@@ -69,7 +70,17 @@ LAYERS = [
         *(f"report.{name}" for name in ("page", "artifacts", "numbers", "origin", "data", "training", "study", "pairs")),
         *("report.comparison", "report.publication", "report.own"),
         *("inspection", "assembly", "preparation", "tables", "showcase", "assessment", "parity", "contest", "promotion"),
-        *("beginning", "job", "exhibits", "release", "delivery", "experiment", "gallery", "folds", "prediction", "pipeline"),
+        *("beginning", "job", "exhibits", "release", "delivery", "experiment", "gallery", "folds"),
+        *(
+            f"prediction.{name}"
+            for name in (
+                *("archives", "inputs", "listing", "engines", "network", "choice", "reader", "rows", "sheet", "sidecar"),
+                *("output", "parts", "labelling"),
+            )
+        ),
+        *("prediction", "pipeline"),
+        *(f"export.{name}" for name in ("place", "markdown", "formats", "program", "agreement", "evidence", "card")),
+        *("export", "finding", "service"),
         *(
             f"tuning.{name}"
             for name in (
@@ -77,12 +88,13 @@ LAYERS = [
                 *("study", "queue", "trials", "finals", "workers", "results", "campaign"),
             )
         ),
+        *("api", "__init__"),
     ],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 ONLY_IN = {
     "mlflow": {
-        *("serving.pyfunc", "serving.packaging", "serving.apart", "registry", "afterword"),
+        *("serving.pyfunc", "serving.packaging", "serving.apart", "serving.scoring", "registry", "afterword"),
         *("tracking.store", "tracking.clerk", "tracking.telemetry", "tracking.tracker"),
     },
     "matplotlib": {f"plots.{name}" for name in PLOTS},

@@ -8,7 +8,7 @@ from conftest import PARAMS, do
 
 from tracked_cls import assessment, delivery, experiment, tracking
 from tracked_cls.config import EvaluateConfig, TrackingConfig
-from tracked_cls.report import own
+from tracked_cls.report import own, publication
 
 
 def page_of(client, run_id, folder):
@@ -45,14 +45,14 @@ def test_a_page_that_was_left_waiting_is_written_by_the_next_command(client, tra
 
 def test_a_page_waits_while_the_artifacts_behind_the_store_are_away(client, trained, store, tmp_path, monkeypatch):
     gone = [requests.HTTPError("503 Server Error"), tracking.StoreError("away")]
-    collect = own.collect
+    collect = publication.collect
 
     def failing(*args, **options):
         if gone:
             raise gone.pop()
         return collect(*args, **options)
 
-    monkeypatch.setattr(own, "collect", failing)
+    monkeypatch.setattr(publication, "collect", failing)
     with tracking.open_tracker(TrackingConfig(uri=store[1])) as tracker, tracker.begin("train", "away for a moment") as run:
         own.leave(tracker, run)
         assert run.flush(30)

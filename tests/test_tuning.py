@@ -40,6 +40,7 @@ def words(home, **options):
     given = {
         "model": "small_cnn", "data.image_size": 8, "epochs": 3, "threads": 1, "transforms.train": [], "tune.trials": 5,
         "tune.finalists": 2, "tune.finalist_seeds": 3, "tune.space": SPACE, "tracking.uri": f"sqlite:///{home / 'mlflow.db'}",
+        "tracking.pictures": False, "checkpoint.max_cost": 1,
         **{key.replace("__", "."): value for key, value in options.items()},
     }  # fmt: skip
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
@@ -93,7 +94,7 @@ def compete(home, **options):
 def searched(tmp_path_factory):
     """A search that was left alone from beginning to end."""
     home = tmp_path_factory.mktemp("searched")
-    found = tune(home)
+    found = tune(home, tracking__pictures=True)
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     return SimpleNamespace(home=home, found=found, client=client, study=study_of(home))
 

@@ -47,6 +47,11 @@ class Layer:
         """How many modules it is inside of."""
         return self.path.count(".")
 
+    @property
+    def output_text(self) -> str:
+        """The output's shape as people write it: ``64 x 28 x 28``."""
+        return " x ".join(map(str, self.output_shape)) if self.output_shape is not None else ""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -70,7 +75,7 @@ class Anatomy:
 
     def table(self) -> list[list[Any]]:
         """Return a header and one row per layer."""
-        rows = [[item.path, item.type, show(item.output_shape), item.num_parameters] for item in self.layers]
+        rows = [[item.path, item.type, item.output_text, item.num_parameters] for item in self.layers]
         return [["path", "type", "output_shape", "parameters"], *rows]
 
 
@@ -117,11 +122,6 @@ def feature_maps(model: nn.Module, images: Tensor, layers: Sequence[str] | None 
     with at_rest(model), watched(model, keep):
         model(placed_like(images, model))
     return found if layers is not None else _spread(found)
-
-
-def show(output_shape: Sequence[int] | None) -> str:
-    """Return a shape as people write it: ``64 x 28 x 28``."""
-    return " x ".join(map(str, output_shape)) if output_shape is not None else ""
 
 
 # ---- one forward pass, watched ---------------------------------------------------------------------------------------

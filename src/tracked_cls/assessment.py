@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,7 +24,7 @@ from tracked_cls.evaluation import TOP, EvalReport
 from tracked_cls.models import Shape
 from tracked_cls.report import own
 from tracked_cls.report.publication import PAGE
-from tracked_cls.serving.classifier import read_meta
+from tracked_cls.serving.classifier import read_meta, temperature_of
 from tracked_cls.serving.packaging import Bundle
 from tracked_cls.slices import AUTO, columns_of
 from tracked_cls.tables import write_csv, write_tables
@@ -117,14 +116,6 @@ def _feed(cfg: EvaluateConfig, tracker: Tracker, meta: Mapping[str, Any], addres
 def latency_ms(network: nn.Module, meta: Mapping[str, Any]) -> float:
     """Return what one image costs a network of a bundle, batch 1, in milliseconds (`anatomy.describe`)."""
     return anatomy.describe(network, Shape(**meta["architecture"]["shape"])).latency_ms
-
-
-def temperature_of(meta: Mapping[str, Any]) -> float:
-    """Return what a model's logits are divided by before they become probabilities; 1 for one that was never calibrated."""
-    temperature = meta.get("temperature", 1.0)
-    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
-        raise UserError(f"meta.json: temperature must be a number above 0, got {temperature!r}; train again")
-    return float(temperature)
 
 
 def load_network(bundle: Bundle) -> tuple[nn.Module, Mapping[str, Any]]:

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tracked_cls import release, tracking
+from tracked_cls import tracking
 from tracked_cls.config import SyncConfig, TrackingConfig
 from tracked_cls.console import say
-from tracked_cls.journal import Entry, Held, Journal, journals, run_of
+from tracked_cls.journal import RELEASE, Entry, Held, Journal, journals, run_of
 from tracked_cls.processes import Process
 from tracked_cls.redaction import reason_of, redacted
 from tracked_cls.report import own
@@ -98,6 +98,8 @@ def _others(tracker: Tracker) -> tuple[Counter[str], int]:
 
 def _release(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, Any]:
     """Log and register a model that was left in a journal."""
+    from tracked_cls import release  # PyTorch, which most commands that deliver do without
+
     assert journal.run_id is not None
     try:
         released = release.settle(tracker, journal.run_id, entry.content)
@@ -115,7 +117,7 @@ def _release(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, A
 def _take_over(tracker: Tracker) -> list[tuple[Journal, int]]:
     """Hand what is left to the sender; return the journals, with the number of entries that had not arrived."""
     own.teach(tracker)
-    tracker.clerk.teach(release.WAITING, lambda journal, entry: _release(tracker, journal, entry))
+    tracker.clerk.teach(RELEASE, lambda journal, entry: _release(tracker, journal, entry))
     left: list[tuple[Journal, int]] = []
     if tracker.store.absence() is None:
         try:

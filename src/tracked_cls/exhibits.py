@@ -59,7 +59,8 @@ def show(job: Job, state: TrainState) -> None:
 
 def _show(job: Job, state: TrainState, folder: Path) -> None:
     _show_network(job, state, folder)
-    _show_augmentation(job, folder)
+    if job.cfg.tracking.pictures:
+        _show_augmentation(job, folder)
 
 
 def _plan_warnings(job: Job, plan: Plan) -> list[str]:
@@ -84,12 +85,13 @@ def _headline(job: Job, state: TrainState) -> str:
 
 
 def _show_network(job: Job, state: TrainState, folder: Path) -> None:
-    """Draw the network, and log its size and speed."""
+    """Log a network's size and speed, and draw it."""
     found = replace(anatomy.describe(state.network, job.shape), name=job.cfg.model.name)
     job.tracked.log_metrics(found.metrics)
     header, *rows = found.table()
     write_csv(folder / "tables" / "network.csv", header, rows)
-    plots.network(found, folder / "plots" / "network.png")
+    if job.cfg.tracking.pictures:
+        plots.network(found, folder / "plots" / "network.png")
 
 
 def _show_augmentation(job: Job, folder: Path) -> None:

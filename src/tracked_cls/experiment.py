@@ -329,7 +329,8 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     _log_results(job, state, report, test)
     if job.quiet:
         exhibits.show(job, state)
-    exhibits.log_learned(job, state)
+    if cfg.tracking.pictures:
+        exhibits.log_learned(job, state)
     reached = {"val_accuracy_best": kept.val_accuracy, **{name: tested[name] for name in _ON_VERSION if name in tested}}
     released = release.release(job, state, test, reached, tracker, temperature=temperature)
     outcome = Outcome(
@@ -367,8 +368,8 @@ def _log_results(job: Job, state: TrainState, report: EvalReport, test: Split) -
         tables.write_tables(report, Path(scratch) / "tables", "test", test, separator=job.cfg.data.label_separator)
         if job.cfg.tracking.pictures:
             showcase.write(state.network, test, report, Path(scratch))
-        (Path(scratch) / "plots").mkdir(exist_ok=True)
-        plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
+            (Path(scratch) / "plots").mkdir(exist_ok=True)
+            plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")
         job.tracked.log_folder(Path(scratch))
 
 

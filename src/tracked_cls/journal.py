@@ -26,6 +26,7 @@ from tracked_cls.console import say
 _ENTRIES, _DELIVERED, _FILES, _LOCK = "entries.jsonl", "delivered.json", "files", "lock"
 _NEW, _DAMAGED = ".new-", "damaged-"
 REF = "journal:"  # before the key: stands for a run that MLflow has not made yet
+RELEASE = "release"  # the kind of an entry: a model that waits to be logged and registered
 
 
 @dataclass(frozen=True)

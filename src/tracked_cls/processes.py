@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SHELLS = {"bash", "sh", "dash"}
+_MAIN_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,3 +118,19 @@ def _status(pid: int) -> _Status | None:
     front, _, rest = text.rpartition(")")  # the name may hold blanks and brackets
     words = rest.split()
     return _Status(front.partition("(")[2], words[0], int(words[1]), int(words[19]))  # fields 2, 3, 4 and 22
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Start processes inside the block that do not run the program of this one.
+
+    multiprocessing imports it in every process that it starts: a program without ``if __name__ == "__main__"`` would begin
+    anew in each, and imports that take seconds are made again. What is sent to such a process must come from a module.
+    """
+    with _MAIN_LOCK:
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = program

@@ -12,9 +12,10 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tracked_cls.config import TrackingConfig, find_input, is_model_address
 from tracked_cls.errors import UserError
 from tracked_cls.redaction import reason_of, redacted
-from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, file_digests, models_of
+from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, file_digests, local_bundle, models_of
 from tracked_cls.tracking.store import is_refusal
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -54,6 +55,18 @@ def resolve(client: MlflowClient, uri: str) -> tuple[Bundle, str]:
         return _bundle(client, exact, uri), exact
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri}: it cannot be read now: {reason_of(error)}") from None
+
+
+def open_model(client: MlflowClient, address: str, tracking: TrackingConfig, key: str) -> tuple[Bundle, str]:
+    """Return the files of a model and the exact model they are, of an address or a folder of ``export``.
+
+    What is no address is a folder, looked for as every input is; what stands for the exact model then is its absolute path.
+    `key` is the option that named it.
+    """
+    if is_model_address(address):
+        return resolve(client, address)
+    folder = find_input(address, tracking, key).absolute()
+    return local_bundle(folder), str(folder)
 
 
 def files_of(client: MlflowClient, exact: str) -> Bundle:

@@ -16,6 +16,7 @@ from tracked_cls.contest import TEST_DIGEST, Contest, Images, digest_of
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.loaders import Split
 from tracked_cls.job import Job
+from tracked_cls.journal import RELEASE
 from tracked_cls.promotion import Promotion
 from tracked_cls.redaction import reason_of
 from tracked_cls.serving.packaging import Bundle, log_model
@@ -23,7 +24,6 @@ from tracked_cls.state import TrainState
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.transforms.inference import lasting
 
-WAITING = "release"  # the kind of a journal's entry
 _EXAMPLE = "example.png"
 _TRIES = 3
 
@@ -82,7 +82,7 @@ def _now_or_later(tracked: Run, tracker: Tracker, task: dict[str, Any], contest:
             say(f"warning: the model could not be logged ({reason_of(error, 200)}); trying again")
     reason = f"the tracking store does not answer; the model waits in {task['folder']} (python -m pipelines.sync)"
     tracked.set_tags({"promotion.verdict": "waiting", "promotion.reason": reason})
-    tracked.add(WAITING, **task)
+    tracked.add(RELEASE, **task)
     return Released(task["folder"], Promotion("waiting", reason))
 
 
@@ -116,7 +116,6 @@ def _export(job: Job, state: TrainState, temperature: float) -> Bundle:
     bundle = Bundle(job.attempt.folder / "model")
     bundle.folder.mkdir(exist_ok=True)
     weights.save(state.network, bundle.weights)
-    conversion.to_onnx(state.network, shape, bundle.onnx)
     manifest = prepared.manifest
     meta = {
         "format": 1,
@@ -130,6 +129,8 @@ def _export(job: Job, state: TrainState, temperature: float) -> Bundle:
         "multi_label": manifest.multi_label,
         "label_separator": cfg.data.label_separator,
     }
+    about = {key: value for key, value in meta.items() if key != "run_id"}  # MLflow may not have given it one yet
+    conversion.to_onnx(state.network, shape, bundle.onnx, conversion.metadata_of(about))
     durable.write(bundle.meta, _as_json(meta))
     return bundle
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tracked_cls.data.decode import decode
-from tracked_cls.data.ingest import Plan, digest_of_pixels, digests, header_shapes, ingest_array, ingest_files, read_images
+from tracked_cls.data.ingest import Plan, digest_of_pixels, digests, header_shapes, ingest_array, ingest_files
 from tracked_cls.data.preprocess import Geometry
+from tracked_cls.data.reading import read
 
 PLAN = Plan(image_size=8, channels=None, fit="crop", interpolation="bilinear", max_pixels=1000)
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -101,9 +102,9 @@ def test_what_a_classifier_is_asked_is_what_was_prepared(tmp_path, frames):
         Image.fromarray(np.roll(COLOUR, index, axis=0)).save(tmp_path / "clip" / f"{index}.png")
     path = str(tmp_path / "clip") if frames else str(tmp_path / "clip" / "0.png")
     [record] = ingest_files([path], replace(PLAN, frames=frames))
-    [sized] = read_images([path], frames, Geometry(8, 3))
-    assert record.kept == sized.tobytes()
-    [whole] = read_images([path], frames, None)
-    assert record.pixel_digest == digest_of_pixels(whole)
-    assert digests([path]) == [record.sha256]
+    [sized] = read([path], frames, Geometry(8, 3), digests=True)
+    assert record.kept == sized.pixels.tobytes()
+    [whole] = read([path], frames, None, digests=False)
+    assert record.pixel_digest == digest_of_pixels(whole.pixels)
+    assert digests([path]) == [record.sha256] == [sized.sha256]
     assert header_shapes([path]) == [(9, 12, 3)]

@@ -17,14 +17,16 @@ from benchmarks import bad_files
 from tests.faults import corpus, harmful
 from tracked_cls.data.decode import RejectedImage
 from tracked_cls.data.decoders import _GIVEN_UP, Decoders, Limits, _Died
-from tracked_cls.data.ingest import Plan, Rejection, digest_of_pixels, ingest_files, read_images
+from tracked_cls.data.ingest import Plan, Rejection, digest_of_pixels, ingest_files
 from tracked_cls.data.intake import altered_files, take_in
 from tracked_cls.data.preprocess import Geometry, Preprocess
+from tracked_cls.data.reading import read
 from tracked_cls.data.sources import Sample, Source
 from tracked_cls.errors import UserError
 from tracked_cls.processes import Process
 from tracked_cls.serving.classifier import Classifier
 
+READ = partial(read, frames=None, geometry=None, digests=False)
 PLAN = Plan(image_size=4, channels=None, fit="crop", interpolation="nearest", max_pixels=64_000_000)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 KINDS = corpus.REJECTED | corpus.ACCEPTED
@@ -80,8 +82,8 @@ def prepared(root):
 def predicted(root):
     """What `predict` reads of each kind."""
     paths = [f"{root}/{kind.name.format(title)}" for title, kind in KINDS.items()]
-    with Decoders(partial(read_images, frames=None, geometry=None), 1, Limits()) as decoders:
-        return dict(zip(KINDS, decoders.submit(paths)(), strict=True))
+    with Decoders(READ, 1, Limits()) as decoders:
+        return dict(zip(KINDS, (getattr(each, "pixels", each) for each in decoders.submit(paths)()), strict=True))
 
 
 def served(content):
@@ -127,7 +129,7 @@ def test_what_is_no_file_is_refused_without_opening_it(tmp_path):
     codes = corpus.put_special(tmp_path)
     started = time.monotonic()
     assert {path: code for path, code, _ in take(tmp_path, list(codes)).rejected} == codes
-    found = read_images([f"{tmp_path}/{name}" for name in codes], None, None)
+    found = READ([f"{tmp_path}/{name}" for name in codes])
     assert [each.code for each in found] == list(codes.values())
     assert time.monotonic() - started < 20, "nothing waited for a pipe"
 
@@ -146,9 +148,9 @@ def test_a_name_that_is_not_utf8_is_refused_by_prepare_and_read_by_predict(tmp_p
     (tmp_path / name).write_bytes(corpus.PNG)
     (tmp_path / "b.png").write_bytes(corpus.PNG)
     assert [entry[:2] for entry in take(tmp_path, [name, "b.png"]).rejected] == [("\\udcff.png", "E_NAME")]
-    with Decoders(partial(read_images, frames=None, geometry=None), 1, Limits()) as decoders:
-        [pixels] = decoders.submit([f"{tmp_path}/{name}"])()
-    np.testing.assert_array_equal(pixels, corpus.COLOUR)
+    with Decoders(READ, 1, Limits()) as decoders:
+        [found] = decoders.submit([f"{tmp_path}/{name}"])()
+    np.testing.assert_array_equal(found.pixels, corpus.COLOUR)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -261,10 +263,10 @@ def test_a_true_image_beyond_a_limit_is_rejected_by_prepare_and_predict(tmp_path
     taken = take(tmp_path, ["large.png", "small.png"], limits=limits)
     assert [entry[:2] for entry in taken.rejected] == [("large.png", code)]
     assert len(taken.samples) == 1
-    with Decoders(partial(read_images, frames=None, geometry=None), 1, limits) as processes:
+    with Decoders(READ, 1, limits) as processes:
         large, small = processes.submit([f"{tmp_path}/large.png", f"{tmp_path}/small.png"])()
     assert large.code == code
-    np.testing.assert_array_equal(small, corpus.COLOUR)
+    np.testing.assert_array_equal(small.pixels, corpus.COLOUR)
 
 
 def test_memory_that_neighbours_hold_is_no_fault_of_a_file(tmp_path):
@@ -326,25 +328,31 @@ class Brightness:
 
     preprocess = Preprocess(Geometry(8, 3), (0.0,) * 3, (1.0,) * 3)
 
-    def probabilities_of(self, batch):
-        bright = batch.mean(axis=(1, 2, 3)) / 255
-        return np.stack([1 - bright, bright], axis=1)
+    classes = ("dark", "bright")
+
+    def activate(self, logits):
+        return np.stack([1 - logits[:, 0], logits[:, 0]], axis=1)
 
     def label(self, row):
-        return ("dark", "bright")[int(row.argmax())]
+        return self.classes[int(row.argmax())]
 
     def confidence(self, row):
         return row.max()
 
 
 def predict(folder, output, **options):
-    from tracked_cls import prediction
     from tracked_cls.config import PredictConfig
+    from tracked_cls.prediction import labelling
+    from tracked_cls.prediction import output as outputs
+    from tracked_cls.prediction.engines import Scored
+
+    def engine(seen):
+        return Scored(seen[:, 0].mean(axis=(1, 2, 3))[:, None] / 255)
 
     cfg = PredictConfig(predict={"input": str(folder), "output": str(output), "batch_size": 7, "workers": 1, **options})
-    written = prediction._output(cfg, folder, "run")
-    told = prediction._write(prediction.find_images(folder), Brightness(), written, cfg)
-    prediction._keep(written)
+    written = outputs.output_of(cfg, output)
+    told, _ = labelling.Job(cfg, Brightness(), engine, written, {}, {}).write(labelling.source_of(cfg))
+    outputs.keep(written)
     return told.labels, told.rejected
 
 

@@ -255,11 +255,16 @@ def test_a_registered_model_of_a_stranger_is_refused_before_a_byte_is_fetched(st
 
 
 @pytest.mark.parametrize("kind", FLAVORS)
-def test_of_a_model_with_forged_digests_only_data_are_read(strange, canary, kind):
+def test_of_a_model_with_forged_digests_only_data_are_read(strange, canary, kind, tmp_path):
     client, addresses = strange(kind, forged=True)
     bundle, _ = registry.resolve(client, addresses[2])
-    with pytest.raises(UserError, match="not a sound ONNX model"):
+    with pytest.raises(UserError, match=r"meta\.json: the description of the preprocessing"):
         Classifier.load(bundle.onnx, bundle.meta)
+    preprocess = Preprocess(Geometry(8, 1), mean=(0.5,), std=(0.3,)).to_dict()
+    sound = {"classes": ["a"], "preprocess": preprocess, "architecture": {}, "weights_digest": ""}
+    (tmp_path / "sound.json").write_text(json.dumps(sound))
+    with pytest.raises(UserError, match="not a sound ONNX model"):
+        Classifier.load(bundle.onnx, tmp_path / "sound.json")
     if kind == "weights that are none":
         with pytest.raises(UserError, match="not a sound safetensors file"):
             weights.read(bundle.weights)
@@ -286,6 +291,7 @@ ONLY_WITH = {  # the argument that makes it safe, and its value
 NEVER_WITH = [("shell", "True"), ("weights_only", "False"), ("allow_pickle", "True"), ("trust_remote_code", "True")]
 ALLOWED = {
     ("plugins.py", "importlib.import_module"),  # modules that the configuration names: it is trusted
+    ("program.py", "torch.export.load"),  # a file of our own, just written, in a process of its own
     ("apart.py", "mlflow.pyfunc.load_model"),  # in a process of its own, of files that are as they were logged
 }
 

@@ -4,23 +4,25 @@ from tracked_cls.config.data import DataConfig, DataIdentity, LoaderConfig, Spli
 from tracked_cls.config.network import FreezeConfig, ModelConfig
 from tracked_cls.config.objective import LossConfig
 from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
-from tracked_cls.config.parse import load, override
+from tracked_cls.config.parse import load, override, resolve
 from tracked_cls.config.sections import CheckpointConfig, GateSection, PromoteSection, TrackingConfig, TrainingConfig
 from tracked_cls.config.sentences import near_key, option_value
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
 from tracked_cls.config.verbs import (
     EvaluateConfig,
+    ExportConfig,
     MainConfig,
     PredictConfig,
     PrepareConfig,
     PromoteConfig,
     ReportConfig,
+    ServeConfig,
     SyncConfig,
     TrainConfig,
     TuneConfig,
 )
-from tracked_cls.config.workspace import find_input, tracking_uri, workspace
+from tracked_cls.config.workspace import find_input, is_model_address, tracking_uri, workspace
 
 __all__ = [
     "CROPS",
@@ -30,6 +32,7 @@ __all__ = [
     "DataConfig",
     "DataIdentity",
     "EvaluateConfig",
+    "ExportConfig",
     "FreezeConfig",
     "GateSection",
     "LoaderConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "ReportConfig",
     "SchedulerConfig",
     "Section",
+    "ServeConfig",
     "SplitSource",
     "SyncConfig",
     "TrackingConfig",
@@ -54,10 +58,12 @@ __all__ = [
     "TuneConfig",
     "find_input",
     "flatten",
+    "is_model_address",
     "load",
     "near_key",
     "option_value",
     "override",
+    "resolve",
     "table_endings",
     "to_yaml",
     "tracking_uri",

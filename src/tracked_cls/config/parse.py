@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -64,6 +65,27 @@ def override(cfg: V, values: Mapping[str, Any]) -> V:
     return build(cls, _merge(cls, _as_written(cfg), _nest(values)))
 
 
+def resolve(cls: type[V], values: Mapping[str, Any], params: str | None = None) -> V:
+    """Return the tree of a verb from typed values by key, dotted or nested, over those of a params file (None: the defaults).
+
+    Raises `UserError` with one line per mistake.
+    """
+    given = {_canonical(cls, key, "option "): value for key, value in _flat(cls, values)}
+    below = {} if params is None else _tree_of_file(cls, params)
+    return build(cls, _merge(cls, below, _nest(given)))
+
+
+def _flat(cls: type[Section], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with their values; mappings that stand for sections are gone through."""
+    for key, value in values.items():
+        field = cls.model_fields.get(key)
+        section = None if field is None else section_of(field)
+        if section is not None and isinstance(value, Mapping):
+            yield from _flat(section, value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _print_and_exit(text: str) -> NoReturn:
     print(text, end="" if text.endswith("\n") else "\n")
     sys.exit(0)
@@ -101,14 +123,14 @@ def _keys(cls: type[Verb]) -> dict[str, FieldInfo]:
     return dict(options(cls))
 
 
-def _canonical(cls: type[Verb], key: str) -> str:
+def _canonical(cls: type[Verb], key: str, kind: str = "option --") -> str:
     """Return the one dotted name of a key as typed: ``model.name`` is ``model``, ``input`` is ``predict.input``."""
     known = _keys(cls)
     candidates = [key, key.removesuffix(".name"), f"{cls.bare}.{key}"]
     for candidate in candidates:
         if candidate in known or candidate == "params":
             return candidate
-    raise UserError(f"unknown option --{key}{near_key(key, {*known, 'params'})}")
+    raise UserError(f"unknown {kind}{key}{near_key(key, {*known, 'params'})}")
 
 
 def _converted(cls: type[Verb], given: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 from tracked_cls.config.tree import Section, option
 from tracked_cls.errors import UserError, lookup
 
+EXPORT_FORMATS = ("onnx", "pt2", "safetensors")
 _MOST_RUNS = 26  # in one report, each with a letter
 
 
@@ -90,7 +91,7 @@ class CheckpointConfig(Section):
     )
     every_seconds: float = option(60.0, "least time between checkpoints inside an epoch", unit="s", gt=0)
     max_cost: float = option(
-        0.01,
+        0.005,
         "share of the time that saving at the ends of epochs may take: shorter epochs are saved less often (1: each is saved; "
         "so too with training.on_nan=rollback)",
         gt=0,
@@ -112,7 +113,9 @@ class TrackingConfig(Section):
         None, "log CPU, memory, disk, network and (with nvidia-ml-py) GPU of the machine every so often", unit="s", unset="off",
         ge=1, le=3600,
     )  # fmt: skip
-    pictures: bool = option(True, "draw what an evaluation has to show: galleries, heat maps, curves; a few seconds")
+    pictures: bool = option(
+        True, "draw what a run has to show: network, augmentation, curves, galleries, heat maps; some seconds"
+    )
     journal: str = option("runs/journal", "folder of what MLflow has not got yet; relative to the folder of the tracking store")
 
 
@@ -203,16 +206,36 @@ class EvaluateSection(Section):
 class PredictSection(Section):
     """What is labelled by what."""
 
-    input: str | None = option(None, "an image, or a folder searched recursively", unset="none")
-    output: str | None = option(
-        None, "CSV file to write; auto: predictions/<input>-<run>.csv beside the tracking store", unset="auto"
+    input: str | None = option(
+        None,
+        "an image, a folder (searched recursively), a pattern (shots/**/*.jpg), a list (.txt, one path a line), a table (.csv, "
+        ".tsv), an archive (.zip, .tar, .tar.gz, .tar.bz2, .tar.xz) or IDX images (*-ubyte, *-ubyte.gz)",
+        unset="none",
     )
+    column: str | None = option(
+        None, "column of a table that holds the paths; auto: path, image, image_id, file or filename, or the only one",
+        unset="auto",
+    )  # fmt: skip
+    output: str | None = option(
+        None, "file to write, .csv, .jsonl or .parquet; auto: predictions/<input>-<run>.csv beside the tracking store",
+        unset="auto",
+    )  # fmt: skip
     overwrite: bool = option(False, "replace an output that exists")
     model: str | None = option(
         None,
-        "runs:/<id>, models:/<name>/<version> or models:/<name>@<alias>; auto: the data's champion",
+        "runs:/<id>, models:/<name>/<version>, models:/<name>@<alias>, or a folder of export; auto: the data's champion",
         unset="auto",
     )
+    engine: Literal["auto", "onnx", "torch"] = option(
+        "auto", "what computes: ONNX Runtime, or PyTorch (then the first batch is checked against ONNX Runtime); auto: onnx"
+    )
+    top_k: int = option(1, "likeliest classes to write: label_2, probability_2 and so on", ge=1, le=1000)
+    probabilities: bool = option(False, "also write the probability of every class, a column p:<class> each")
+    digest: bool = option(True, "also write the SHA-256 of each image's file")
+    embeddings: bool = option(
+        False, "also write what the layer before the last answers, <output>.embeddings.npy, float32, a row for each row of the "
+        "output; by PyTorch",
+    )  # fmt: skip
     batch_size: int = option(256, "images decoded and scored at a time", unit="images", ge=1, le=65536)
     tta: Literal["none", "flip", "five_crop", "ten_crop"] = option(
         "none", "test-time augmentation, mean of logits: flip adds the mirror image; five_crop takes corners and middle of the "
@@ -231,6 +254,43 @@ class PredictSection(Section):
         4_000_000_000, "a file that needs more memory than this gets no label; off: no limit", unit="bytes", unset="off",
         ge=100_000_000,
     )  # fmt: skip
+    archive_members: int = option(10_000_000, "an archive with more members than this is refused", ge=1)
+    archive_bytes: int = option(
+        100_000_000_000, "an archive whose members are larger than this together is refused", unit="bytes", ge=1
+    )
+
+
+class ExportSection(Section):
+    """Which model leaves MLflow, in which formats."""
+
+    model: str | None = option(
+        None,
+        "runs:/<id>, models:/<name>/<version> or models:/<name>@<alias>; auto: the data's champion",
+        unset="auto",
+    )
+    output: str | None = option(
+        None, "folder to write; auto: exports/<name>-<version, or run> beside the tracking store", unset="auto"
+    )
+    formats: list[str] = option(
+        list(EXPORT_FORMATS),
+        "onnx: for ONNX Runtime, and what predict and serve take; pt2: torch.export; safetensors: the tensors, and config.json",
+    )
+    overwrite: bool = option(False, "replace an export that exists")
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        """Take ``onnx,pt2`` for two formats."""
+        return separated(value)
+
+    @field_validator("formats")
+    @classmethod
+    def _are_known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            lookup(name, dict.fromkeys(EXPORT_FORMATS), "format in export.formats")
+        if not value or len(set(value)) < len(value):
+            raise UserError(f"export.formats must name one or more of {', '.join(EXPORT_FORMATS)}, each once")
+        return value
 
 
 class ReportSection(Section):
@@ -248,10 +308,7 @@ class ReportSection(Section):
     @classmethod
     def _separated(cls, value: Any) -> Any:
         """Take ``a,b`` for two ids."""
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list | tuple):
-            return value
-        return [part.strip() for text in texts for part in str(text).split(",")]
+        return separated(value)
 
     @field_validator("runs")
     @classmethod
@@ -265,3 +322,42 @@ class ReportSection(Section):
         if len(ids) > _MOST_RUNS:
             raise UserError(f"report.runs must be at most {_MOST_RUNS} runs, got {len(ids)}; compare fewer")
         return ids
+
+
+def separated(value: Any) -> Any:
+    """Return the texts of a list, those with commas between them each on its own; anything else as it is."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    return [part.strip() for text in texts for part in str(text).split(",")]
+
+
+class ServeSection(Section):
+    """A model behind HTTP, and what one request may cost."""
+
+    model: str | None = option(
+        None,
+        "runs:/<id>, models:/<name>/<version>, models:/<name>@<alias>, or the folder of an export, which needs no tracking "
+        "server; auto: the data's champion",
+        unset="auto",
+    )
+    host: str = option(
+        "127.0.0.1", "address that listens; 0.0.0.0 lets every machine of the network in, and nobody is asked who they are"
+    )
+    port: int = option(5001, "port that listens; 0: a free one, which is printed", ge=0, le=65535)
+    threshold: float = option(
+        0.0, "mark answers less confident than this as unsure, unless a request gives its own threshold; 0: none", ge=0, le=1
+    )
+    max_body_bytes: int = option(
+        8_388_608, "a request with a larger body is refused before it is read", unit="bytes", ge=1024, le=1_073_741_824
+    )
+    max_images: int = option(256, "a request of more images is refused", unit="images", ge=1, le=100_000)
+    max_pixels: int = option(
+        25_000_000, "an image whose header tells of more pixels gets an error in its row", unit="pixels", ge=1, le=1_000_000_000
+    )
+    max_waiting: int = option(
+        256, "requests that wait for a free core; one more is refused, with Retry-After", unit="requests", ge=0, le=10_000
+    )
+    timeout_seconds: float = option(
+        30.0, "how long a request may take to arrive, and then to be answered", unit="s", ge=0.1, le=3600
+    )

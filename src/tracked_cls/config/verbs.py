@@ -14,9 +14,11 @@ from tracked_cls.config.sections import (
     CheckpointConfig,
     ContestSection,
     EvaluateSection,
+    ExportSection,
     PredictSection,
     PromoteSection,
     ReportSection,
+    ServeSection,
     TrackingConfig,
     TrainingConfig,
 )
@@ -236,7 +238,7 @@ class PredictConfig(Verb):
     """``predict``: labels for images nobody labelled."""
 
     verb: ClassVar[str] = "predict"
-    summary: ClassVar[str] = "Label an image, or every image below a folder, with a registered model."
+    summary: ClassVar[str] = "Label images - of a folder, list, table or archive - with a registered model."
     bare: ClassVar[str | None] = "predict"
     data: DataIdentity = DataIdentity()
     predict: PredictSection = PredictSection()
@@ -248,6 +250,23 @@ class PredictConfig(Verb):
         if self.predict.input is None:
             raise UserError("predict.input is required: an image, or a folder of images (-P input=some/folder)")
         return self
+
+    @model_validator(mode="after")
+    def _engine_gives_embeddings(self) -> PredictConfig:
+        if self.predict.embeddings and self.predict.engine == "onnx":
+            raise UserError("predict.embeddings=true needs predict.engine=torch (or auto): ONNX Runtime gives logits only")
+        return self
+
+
+class ExportConfig(Verb):
+    """``export``: a model as files that need neither MLflow nor this project."""
+
+    verb: ClassVar[str] = "export"
+    summary: ClassVar[str] = "Write a model as ONNX, .pt2 and safetensors, each checked against it, and its model card."
+    bare: ClassVar[str | None] = "export"
+    data: DataIdentity = DataIdentity()
+    export: ExportSection = ExportSection()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 class ReportConfig(Verb):
@@ -265,6 +284,17 @@ class ReportConfig(Verb):
         if not self.report.runs:
             raise UserError("report.runs is required: ids of runs, as mlflow ui shows them (-P runs=<id>,<id>)")
         return self
+
+
+class ServeConfig(Verb):
+    """``serve``: a model that answers requests."""
+
+    verb: ClassVar[str] = "serve"
+    summary: ClassVar[str] = "Answer requests for labels over HTTP, on MLflow's scoring server, with limits around it."
+    bare: ClassVar[str | None] = "serve"
+    data: DataIdentity = DataIdentity()
+    serve: ServeSection = ServeSection()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 class SyncConfig(Verb):
@@ -285,6 +315,8 @@ VERBS: tuple[type[Verb], ...] = (
     EvaluateConfig,
     PromoteConfig,
     PredictConfig,
+    ExportConfig,
+    ServeConfig,
     ReportConfig,
     SyncConfig,
 )

@@ -32,6 +32,11 @@ def workspace(tracking: TrackingConfig) -> Path:
     return Path.cwd() if path is None else path.parent
 
 
+def is_model_address(text: str) -> bool:
+    """Whether a text is the address of a model in MLflow; else it is that of a folder."""
+    return text.startswith(("models:", "runs:"))
+
+
 def find_input(path: str, tracking: TrackingConfig, key: str) -> Path:
     """Return a user's input path: absolute, or below the workspace, or below the working folder.
 

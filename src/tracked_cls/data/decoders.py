@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
 from tracked_cls.data.ingest import Rejection, start_worker
+from tracked_cls.processes import without_main
 
 T = TypeVar("T")
 Work = Callable[[Iterable[str]], Sequence[T]]  # takes the paths one by one: the time of a file runs until it asks for the next
@@ -141,7 +142,8 @@ class _Process(Generic[T]):
         context = multiprocessing.get_context("forkserver")  # a fork of this one would inherit the locks of all its threads
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work, limits), daemon=True)
-        self._process.start()
+        with without_main():
+            self._process.start()
         theirs.close()
         self.died = False
         self._seconds = limits.seconds
@@ -189,9 +191,9 @@ class _Process(Generic[T]):
 
 def _start_server() -> None:
     """Have a process that decoders are forked from in milliseconds, with all imports made; it ends with this one."""
-    forkserver.set_forkserver_preload(["tracked_cls.data.decoders", *_main_module()])
-    # a fork loses its parent's threads; that the program is imported a second time is no news to anyone
-    with _environment(PYTHONPATH=os.pathsep.join(sys.path), OPENBLAS_NUM_THREADS="1", PYTHONWARNINGS="ignore"):
+    forkserver.set_forkserver_preload(["tracked_cls.data.decoders"])
+    # a fork loses its parent's threads
+    with _environment(PYTHONPATH=os.pathsep.join(sys.path), OPENBLAS_NUM_THREADS="1"), without_main():
         forkserver.ensure_running()
 
 
@@ -206,12 +208,6 @@ def _environment(**variables: str) -> Iterator[None]:
         finally:
             for name, value in given.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _main_module() -> list[str]:
-    """Return the name of the program that runs: multiprocessing imports it in each process."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [] if spec is None or spec.name.endswith("__main__") else [spec.name]
 
 
 # ---- one process, seen from inside -----------------------------------------------------------------------------------

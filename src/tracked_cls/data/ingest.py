@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tracked_cls.data.decode import (
-    MAX_PIXELS,
     Pixels,
     RejectedImage,
     as_array,
@@ -171,26 +170,10 @@ def _misnamed(path: str, data: bytes) -> tuple[str, ...]:
 # ---- other questions to files ----------------------------------------------------------------------------------------
 
 
-def read_images(paths: Iterable[str], frames: int | None, geometry: Geometry | None) -> list[Pixels | Rejection]:
-    """Return what a classifier is asked about: each file (`frames`: or folder of frames) decoded as `ingest_files` does.
-
-    With a geometry the pixels are sized.
-    """
-    return [_read_image(path, frames, geometry) for path in paths]
-
-
-def _read_image(path: str, frames: int | None, geometry: Geometry | None) -> Pixels | Rejection:
-    try:
-        if frames is not None and os.path.isdir(path):  # noqa: PTH112 - a name of any bytes
-            pixels = _decode_folder(path, frames, MAX_PIXELS).pixels
-        else:
-            data = read_file(path)
-            pixels = decode(data) if frames is None else decode_frames(data, frames)
-        return pixels if geometry is None else geometry.apply(pixels)
-    except RejectedImage as error:
-        return Rejection(error.code, error.reason)
-    except MemoryError:
-        return _no_memory()
+def read_folder(folder: str, frames: int, max_pixels: int) -> tuple[Pixels, str]:
+    """Return a folder of frames as a clip, uint8 [frames,H,W,C], and its digest, that of all its files' digests."""
+    item = _decode_folder(folder, frames, max_pixels)
+    return item.pixels, item.sha256
 
 
 def digests(paths: Iterable[str]) -> list[str | Rejection]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from tracked_cls.anatomy import Anatomy, Layer, show
 from tracked_cls.plots.style import GREY, INK, LINE
+
+if TYPE_CHECKING:  # its module imports PyTorch, which other pictures do without
+    from tracked_cls.anatomy import Anatomy, Layer
 
 _OUTER, _INNER = "#f3f6fa", "#ffffff"
 _GROUND = "#e2e7ee"  # so that the edges of white filters show
@@ -88,7 +91,7 @@ def feature_maps(image: npt.NDArray[np.uint8], maps: Mapping[str, npt.NDArray[np
     grid[0, 0].imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
     grid[0, 0].set_title("image", fontsize=8, color=GREY)
     for row, (name, answer) in zip(grid, maps.items(), strict=False):
-        row[1].set_title(f"{name}   {show(answer.shape[1:])}", fontsize=8, color=GREY, loc="left")
+        row[1].set_title(f"{name}   {' x '.join(map(str, answer.shape[1:]))}", fontsize=8, color=GREY, loc="left")
         for axes, channel in zip(row[1:], answer[0], strict=False):
             axes.imshow(channel, cmap="viridis")
     figure.savefig(path, dpi=110)
@@ -119,7 +122,7 @@ def _grouped(layers: Sequence[Layer], prefix: str, *, levels: int) -> Iterator[_
         name = first.path[len(prefix) :] if alone else f"{first.path[len(prefix) :]} to {last.path[len(prefix) :]}"
         kind = first.type if alone else f"{len(group)} x {first.type}"
         inside = tuple(_grouped(layers, f"{first.path}.", levels=levels - 1)) if levels > 1 and alone else ()
-        yield _Box(name, kind, show(last.output_shape), sum(item.num_parameters for item in group), inside)
+        yield _Box(name, kind, last.output_text, sum(item.num_parameters for item in group), inside)
 
 
 def _summary(anatomy: Anatomy) -> str:

@@ -13,7 +13,6 @@ from requests import RequestException
 from tracked_cls.console import say
 from tracked_cls.journal import Entry, Journal
 from tracked_cls.redaction import reason_of
-from tracked_cls.report.publication import PAGE, collect, page_of
 from tracked_cls.tracking import Run, StoreError, Tracker
 
 KIND = "page"  # of a journal's entry
@@ -31,6 +30,8 @@ def teach(tracker: Tracker) -> None:
 
 
 def _write(tracker: Tracker, journal: Journal, entry: Entry) -> Mapping[str, Any]:
+    from tracked_cls.report.publication import PAGE, collect, page_of  # what pages need takes a second to import
+
     run_id = journal.run_id
     assert run_id is not None
     with TemporaryDirectory() as scratch:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from tracked_cls import durable, failpoints
+from tracked_cls.errors import UserError
 from tracked_cls.serving.pyfunc import COLUMN
 
 MODEL_NAME = "model"
 ONNX, WEIGHTS, META, GOLDEN = "model.onnx", "weights.safetensors", "meta.json", "golden.npz"
+EXPORTED_WEIGHTS, SUMS = "model.safetensors", "SHA256SUMS"  # in the folder that `export` writes
 WEIGHTS_DIGEST, FILES = "weights.digest", "files.sha256"  # tags; the second: JSON, path -> SHA-256 of each file
 _ADDED = {"registered_model_meta", "__pycache__"}  # to a model that is used where it is stored
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,14 +37,18 @@ _TRAVELLING = (
     "serving/classifier.py",
     "serving/pyfunc.py",
 )
+_SUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)")
+_LONGEST_SUMS = 100_000
+_EXPORT_AGAIN = "export the model again"
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The files of a model in a local folder."""
+    """The files of a model in a local folder; an export's tensors have a name of their own."""
 
     folder: Path
+    weights_name: str = WEIGHTS
 
     @property
     def onnx(self) -> Path:
@@ -50,7 +58,7 @@ class Bundle:
     @property
     def weights(self) -> Path:
         """The network's tensors."""
-        return self.folder / WEIGHTS
+        return self.folder / self.weights_name
 
     @property
     def meta(self) -> Path:
@@ -125,7 +133,7 @@ def _save(bundle: Bundle, model: Any, scratch: Path, example: bytes) -> Path:
             python_model=str(_entry_point(scratch)),
             code_paths=[str(code)],
             artifacts={name: str(getattr(bundle, name)) for name in ("onnx", "weights", "meta", "golden")},
-            signature=_signature(),
+            signature=signature(),
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             input_example=_example(example),
         )
@@ -146,6 +154,57 @@ def file_digests(folder: Path) -> dict[str, str]:
 def bundle_of(model_folder: Path) -> Bundle:
     """Return the bundle inside a downloaded MLflow model."""
     return Bundle(model_folder / "artifacts")
+
+
+def local_bundle(folder: Path) -> Bundle:
+    """Return the bundle in a folder that ``export`` wrote, each of its files as it was written.
+
+    Raises `UserError` for any other folder, and for a file that is missing, has changed, or is a link out of the folder.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112 - False, and no error, for a name that is too long
+        raise UserError(f"{folder}: there is no such folder; export a model to it (-e export), or give its address in MLflow")
+    promised = read_sums(folder)
+    for name in (ONNX, META):
+        if name not in promised:
+            raise UserError(f"{folder}: it holds no {name}; {_EXPORT_AGAIN} with onnx among export.formats")
+    for name, digest in promised.items():
+        _require_same(folder, name, digest)
+    return Bundle(folder, EXPORTED_WEIGHTS)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return file name -> SHA-256 as the folder's list of them says; raises `UserError` where it is no such list.
+
+    A line that begins with # says something of a file that may be edited, and is passed over, as ``sha256sum -c`` does.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        raise UserError(f"{folder}: no export of this project: it holds no {SUMS}; {_EXPORT_AGAIN}")
+    try:
+        if path.stat().st_size > _LONGEST_SUMS:
+            raise UserError(f"{path}: larger than {_LONGEST_SUMS:,} bytes, which no such file of ours is")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read ({error}); {_EXPORT_AGAIN}") from None
+    found = [_SUM.fullmatch(line) for line in lines if not line.startswith("#")]
+    if not found or not all(found):
+        raise UserError(f"{path}: damaged: expected lines of a SHA-256, two blanks and a file's name; {_EXPORT_AGAIN}")
+    return {match["name"]: match["digest"] for match in found if match}
+
+
+def _require_same(folder: Path, name: str, digest: str) -> None:
+    """Raise `UserError` for a file that is not, in this very folder, what was written there."""
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise UserError(f"{path}: a link out of the folder, which no export holds; {_EXPORT_AGAIN}")
+    if not path.is_file():
+        raise UserError(f"{path}: it is missing, and {SUMS} names it; {_EXPORT_AGAIN}")
+    try:
+        found = durable.sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise UserError(f"{path}: it has changed since it was written ({SUMS}); it is not used; {_EXPORT_AGAIN}")
 
 
 @contextmanager
@@ -186,21 +245,28 @@ def _entry_point(scratch: Path) -> Path:
     return path
 
 
-def _signature() -> Any:
+def signature() -> Any:
+    """Return what goes into the model and comes out of it, as MLflow puts it.
+
+    The column is declared as text: of one declared as binary, a scoring server would refuse all images of a request for one
+    whose base64 is damaged, or take it for another.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Map
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
+        inputs=Schema([ColSpec(DataType.string, COLUMN)]),
         outputs=Schema(
             [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
+                ColSpec(DataType.string, "label", required=False),
+                ColSpec(DataType.double, "probability", required=False),
                 ColSpec(Map(DataType.double), "probabilities"),
+                ColSpec(DataType.boolean, "unsure"),
+                ColSpec(DataType.string, "error", required=False),
             ]
         ),
-        params=ParamSchema([ParamSpec("top_k", DataType.integer, 0)]),
+        params=ParamSchema([ParamSpec("top_k", DataType.integer, 0), ParamSpec("threshold", DataType.double, 0.0)]),
     )
 
 

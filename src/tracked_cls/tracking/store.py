@@ -133,7 +133,10 @@ def connect(cfg: TrackingConfig) -> Store:
     if uri.startswith("sqlite:///"):
         _create_sqlite(Path(uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(uri)
-    return Store(uri, MlflowClient(uri))
+    try:
+        return Store(uri, MlflowClient(uri))
+    except MlflowException as error:  # no such kind of store
+        raise UserError(f"tracking.uri: {without_credentials(uri)}: {reason_of(error)}") from None
 
 
 def home_of(cfg: TrackingConfig, store: Store, adoptable: str | None) -> Home:

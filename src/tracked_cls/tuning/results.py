@@ -133,7 +133,9 @@ def log(search: Search, run: Run) -> None:
     with TemporaryDirectory() as scratch:
         table.write(search.study, Path(scratch) / "trials.csv", digest)
         tune = search.cfg.tune
-        pictures.write(search.study, Path(scratch) / "plots", metric=tune.metric, minimize=tune.minimize, data_digest=digest)
+        if search.cfg.tracking.pictures:
+            folder = Path(scratch) / "plots"
+            pictures.write(search.study, folder, metric=tune.metric, minimize=tune.minimize, data_digest=digest)
         run.log_folder(Path(scratch))
 
 

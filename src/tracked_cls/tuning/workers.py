@@ -13,6 +13,7 @@ from tracked_cls import console, signals
 from tracked_cls.config import TuneConfig
 from tracked_cls.console import say
 from tracked_cls.errors import Interrupted, StopRun, UserError
+from tracked_cls.processes import without_main
 from tracked_cls.tracking import Tracker, open_tracker
 from tracked_cls.tuning import finals, trials
 from tracked_cls.tuning.study import Search, open_search
@@ -97,7 +98,8 @@ def _signal(code: int) -> int:
 
 def _start(cfg: TuneConfig, run_id: str, first_number: int) -> BaseProcess:
     process = multiprocessing.get_context("spawn").Process(target=_worker, args=(cfg, run_id, first_number, os.getpid()))
-    process.start()
+    with without_main():
+        process.start()
     return process
 
 
