@@ -12,8 +12,8 @@ from tracked_cls import conversion, parity, weights
 from tracked_cls.config import ModelConfig
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.preprocess import Geometry, Preprocess
-from tracked_cls.export import agreement
 from tracked_cls.models import Shape, make_model
+from tracked_cls.serving.classifier import Classifier
 from tracked_cls.serving.packaging import Bundle
 
 RUN_ID = "0123456789abcdef" * 2
@@ -57,7 +57,8 @@ def packed(folder, shape, model="small_cnn", num_images=9, **known):
     images = np.random.default_rng(1).integers(0, 256, size, np.uint8)
     with torch.no_grad():
         logits = network(torch.from_numpy(Preprocess.from_dict(meta["preprocess"]).normalise(images))).numpy()
-    golden = parity.Golden(tuple(meta["classes"]), tuple(map(to_png, images)), agreement.probabilities(logits, meta))
+    said = Classifier.load(bundle.onnx, bundle.meta).activate(logits)
+    golden = parity.Golden(tuple(meta["classes"]), tuple(map(to_png, images)), said)
     golden.save(bundle.golden)
     return bundle, network, meta
 

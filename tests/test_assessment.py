@@ -18,6 +18,7 @@ from tracked_cls.data.loaders import open_split
 from tracked_cls.errors import UserError
 from tracked_cls.evaluation import MultiLabelScores, Scores, report
 from tracked_cls.models import make_model
+from tracked_cls.serving.classifier import temperature_of
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +66,12 @@ def test_a_column_without_slices_is_refused_before_the_work(val):
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "2", None, True])
 def test_a_temperature_that_is_none_is_refused(temperature):
     with pytest.raises(UserError, match=r"temperature must be a number above 0"):
-        assessment.temperature_of({"temperature": temperature})
+        temperature_of({"temperature": temperature})
 
 
 def test_a_model_without_a_temperature_has_one():
-    assert assessment.temperature_of({}) == 1
-    assert assessment.temperature_of({"temperature": 1.5}) == 1.5
+    assert temperature_of({}) == 1
+    assert temperature_of({"temperature": 1.5}) == 1.5
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

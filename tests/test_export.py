@@ -188,7 +188,7 @@ def test_a_network_of_every_kind_answers_alike_in_every_format(kind, tmp_path, q
     folder.mkdir()
     network = agreement.at_rest(network)
     formats.write(bundle, network, meta, ["onnx", "pt2", "safetensors"], folder)
-    comparison = agreement.compare(bundle, network, meta, ["onnx", "pt2", "safetensors"], folder, more=None)
+    comparison = agreement.compare(bundle, network, ["onnx", "pt2", "safetensors"], folder, more=None)
     comparison.require()
     assert comparison.num_images == comparison.num_golden == 9
     for one in comparison.formats:
@@ -284,18 +284,20 @@ def test_a_file_that_answers_otherwise_is_not_written(name, trained, store, fold
     assert [path.name for path in folder.parent.iterdir()] == ["copy"]
 
 
-def test_answers_that_are_no_numbers_are_differences():
-    found = agreement._agreement("onnx", {1: np.full((3, 2), np.nan, np.float32)}, np.zeros((3, 2), np.float32), {})
+def test_answers_that_are_no_numbers_are_differences(trained, client):
+    bundle, _ = registry.resolve(client, trained.model_uri)
+    broken, reference = np.full((3, 10), np.nan, np.float32), np.zeros((3, 10), np.float32)
+    found = agreement._agreement("onnx", {1: broken}, reference, Classifier.load(bundle.onnx, bundle.meta))
     assert found.probability == float("inf")
 
 
 def test_a_network_that_answers_otherwise_than_it_was_evaluated_is_not_exported(trained, client, tmp_path):
     bundle = Bundle(shutil.copytree(registry.resolve(client, trained.model_uri)[0].folder, tmp_path / "model"))
-    network, meta = assessment.load_network(bundle)
+    network, _ = assessment.load_network(bundle)
     golden = agreement.Golden.load(bundle.golden)
     replace(golden, probabilities=golden.probabilities[::-1]).save(bundle.golden)
     with pytest.raises(UserError, match="built anew, the network differs from the evaluated one by [01]"):
-        agreement.compare(bundle, network, meta, [], tmp_path, more=None).require()
+        agreement.compare(bundle, network, [], tmp_path, more=None).require()
 
 
 def test_a_network_that_torch_cannot_export_is_one_line(tmp_path):

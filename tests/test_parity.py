@@ -8,6 +8,7 @@ import pytest
 from tracked_cls import parity, registry
 from tracked_cls.errors import UserError
 from tracked_cls.parity import Golden
+from tracked_cls.serving.classifier import TOLERANCE
 from tracked_cls.serving.packaging import Bundle
 
 
@@ -39,14 +40,14 @@ def test_a_registered_model_holds_images_and_what_the_evaluated_network_says_of_
 
 def test_a_sound_model_answers_alike_in_a_process_of_its_own(packed, answers_apart):
     given = Golden.load(packed.golden).probabilities
-    np.testing.assert_allclose(answers_apart(packed), given, atol=parity.TOLERANCE)
-    assert parity.check(packed) < parity.TOLERANCE
+    np.testing.assert_allclose(answers_apart(packed), given, atol=TOLERANCE)
+    assert parity.check(packed) < TOLERANCE
 
 
 def test_the_code_that_travels_with_the_model_is_what_runs_apart(packed, answers_apart, monkeypatch):
     monkeypatch.setattr(parity, "answers", answers_apart)
     _alter(packed, "classifier.py", "tempered = logits.astype(np.float64)", "tempered = 1.01 * logits.astype(np.float64)")
-    assert parity.of_export(packed) < parity.TOLERANCE, "loaded here, our own code answers"
+    assert parity.of_export(packed) < TOLERANCE, "loaded here, our own code answers"
     with pytest.raises(
         UserError, match=r"differs from the evaluated one by 0\.0\d+ in probability \(at most 0.0001 is allowed\)"
     ):

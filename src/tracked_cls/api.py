@@ -34,8 +34,6 @@ from tracked_cls.config import (
     TrackingConfig,
     TrainConfig,
     TuneConfig,
-    find_input,
-    is_model_address,
     resolve,
     tracking_uri,
 )
@@ -230,18 +228,19 @@ def load_classifier(
 def _found(model: object, cfg: TrackingConfig) -> tuple[Bundle, str]:
     if not isinstance(model, str | os.PathLike) or not str(model):
         raise UserError(f"a model is an address (models:/<name>@<alias>, runs:/<id>) or a folder of export, got {model!r}")
-    if isinstance(model, os.PathLike) or not is_model_address(model):
-        from tracked_cls.serving.packaging import local_bundle
+    from tracked_cls.serving.packaging import exported_bundle
 
-        folder = find_input(os.fspath(model), cfg, "model").absolute()
-        return local_bundle(folder), str(folder)
+    address = model if isinstance(model, str) else str(Path(model).absolute())  # a path is never an address
+    exported = exported_bundle(address, cfg, "model")
+    if exported is not None:
+        return exported, str(exported.folder)
     uri = tracking_uri(cfg)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"tracking_uri: there is no store at {uri}, so no model {model}")
+        raise UserError(f"tracking_uri: there is no store at {uri}, so no model {address}")
     from tracked_cls import registry, tracking
 
     with tracking.open_tracker(cfg, must_answer=True) as tracker:
-        return registry.resolve(tracker.client, model)
+        return registry.resolve(tracker.client, address)
 
 
 # ---- images in all their forms ---------------------------------------------------------------------------------------

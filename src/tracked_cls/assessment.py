@@ -41,7 +41,6 @@ __all__ = [
     "require_same_classes",
     "run",
     "score_split",
-    "temperature_of",
     "write_csv",
 ]
 

@@ -21,7 +21,7 @@ from tracked_cls.data.preprocess import Geometry, Preprocess
 from tracked_cls.errors import UserError
 from tracked_cls.gate import KEPT, Side, Verdict
 from tracked_cls.registry import Version
-from tracked_cls.serving.classifier import read_meta
+from tracked_cls.serving.classifier import read_meta, temperature_of
 from tracked_cls.serving.packaging import Bundle
 from tracked_cls.statistics.calibration import reliability
 from tracked_cls.tracking import Tracker
@@ -125,7 +125,7 @@ class Contest:
         if self.images.split == "test":
             registry.count_read(self.tracker.client, version.run_id)
         evaluation.require_finite(scores, version.uri)
-        cool = scores.tempered(assessment.temperature_of(meta)).judged
+        cool = scores.tempered(temperature_of(meta)).judged
         order = np.argsort(np.asarray(seen.manifest.ids)[split.indices], kind="stable")
         return Side(
             address=version.uri,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracked_cls.config import ServeConfig, find_input, is_model_address
+from tracked_cls.config import ServeConfig
 from tracked_cls.errors import UserError
 from tracked_cls.host import refusal
 from tracked_cls.processes import Process
@@ -71,11 +71,11 @@ def _answer_of(process: subprocess.Popen[str]) -> Found:
 def find(cfg: ServeConfig) -> Found:
     """Return the model, looked for here; a local export needs no tracking store."""
     address = cfg.serve.model or f"models:/{cfg.data.model_name}@champion"
-    if not is_model_address(address):
-        folder = find_input(address, cfg.tracking, "serve.model").absolute()
-        from tracked_cls.serving.packaging import local_bundle  # MLflow
+    from tracked_cls.serving.packaging import exported_bundle  # MLflow
 
-        return Found(local_bundle(folder).folder, address, folder.name)
+    exported = exported_bundle(address, cfg.tracking, "serve.model")
+    if exported is not None:
+        return Found(exported.folder, address, exported.folder.name)
     from tracked_cls import registry, tracking  # MLflow's stores
 
     with tracking.open_tracker(cfg.tracking, must_answer=True) as tracker:

@@ -19,10 +19,9 @@ from tracked_cls.data.encode import to_png
 from tracked_cls.data.loaders import Split, some
 from tracked_cls.errors import UserError
 from tracked_cls.redaction import redacted
-from tracked_cls.serving.classifier import Classifier
+from tracked_cls.serving.classifier import TOLERANCE, Classifier
 from tracked_cls.serving.packaging import Bundle
 
-TOLERANCE = 1e-4  # in probability
 _MAX_IMAGES, _MAX_BYTES = 64, 2_000_000
 _MAX_SECONDS = 600
 _APART = Path(__file__).parent / "serving" / "apart.py"  # run by its path: importing it would load MLflow here

@@ -12,10 +12,10 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tracked_cls.config import TrackingConfig, find_input, is_model_address
+from tracked_cls.config import TrackingConfig
 from tracked_cls.errors import UserError
 from tracked_cls.redaction import reason_of, redacted
-from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, file_digests, local_bundle, models_of
+from tracked_cls.serving.packaging import FILES, WEIGHTS_DIGEST, Bundle, bundle_of, exported_bundle, file_digests, models_of
 from tracked_cls.tracking.store import is_refusal
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -63,10 +63,8 @@ def open_model(client: MlflowClient, address: str, tracking: TrackingConfig, key
     What is no address is a folder, looked for as every input is; what stands for the exact model then is its absolute path.
     `key` is the option that named it.
     """
-    if is_model_address(address):
-        return resolve(client, address)
-    folder = find_input(address, tracking, key).absolute()
-    return local_bundle(folder), str(folder)
+    bundle = exported_bundle(address, tracking, key)
+    return resolve(client, address) if bundle is None else (bundle, str(bundle.folder))
 
 
 def files_of(client: MlflowClient, exact: str) -> Bundle:
@@ -121,7 +119,7 @@ def _verified(client: MlflowClient, exact: str, uri: str) -> Path:
     """Return the local folder of a model, each of its files as it was when it was logged."""
     promised = _promised(client, exact, uri)  # before a byte of it is fetched
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact))
+        folder = Path(mlflow.artifacts.download_artifacts(_source(client, exact), tracking_uri=client.tracking_uri))
         found = file_digests(folder)
     except (MlflowException, OSError) as error:
         _raise_outage(error)
@@ -131,6 +129,13 @@ def _verified(client: MlflowClient, exact: str, uri: str) -> Path:
             kind = "is missing" if name not in found else "does not belong to it" if name not in promised else "has changed"
             raise UserError(f"{uri}: {folder / name} {kind} since the model was logged (tag {FILES}); it is not used; {_CURE}")
     return folder
+
+
+def _source(client: MlflowClient, exact: str) -> str:
+    """Return where the files of a model lie, asked of the client: MLflow would ask the store that the process used last."""
+    if match := _MODEL.fullmatch(exact):
+        return str(client.get_model_version_download_uri(match["name"], match["version"]))
+    return str(client.get_logged_model(exact.removeprefix("models:/")).artifact_location)
 
 
 def _promised(client: MlflowClient, exact: str, uri: str) -> dict[str, str]:
@@ -190,7 +195,7 @@ def _model_of_run(client: MlflowClient, run_id: str) -> str:
     try:
         found = [model for model in models_of(client, run_id) if model.status == "READY"]
     except MlflowException:
-        raise UserError(f"runs:/{run_id}: there is no such run in {redacted(mlflow.get_tracking_uri())}") from None
+        raise UserError(f"runs:/{run_id}: there is no such run in {redacted(client.tracking_uri)}") from None
     if not found:
         raise UserError(f"runs:/{run_id}: the run logged no model; only finished `train` runs hold one")
     return str(found[0].model_uri)

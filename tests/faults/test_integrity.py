@@ -67,6 +67,19 @@ def flip(path, bit):
     path.write_bytes(content)
 
 
+def test_a_model_is_read_from_the_store_of_its_client_whatever_the_process_used_last(log, client, name, tmp_path):
+    logged = log()
+    version = register(client, name, logged)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    try:
+        for address in (logged[0], version.uri, f"runs:/{logged[1]}"):
+            bundle, _ = registry.resolve(client, address)
+            assert bundle.meta.exists()
+    finally:
+        mlflow.set_tracking_uri(client.tracking_uri)
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
 # ---- logged once -----------------------------------------------------------------------------------------------------
 
 

@@ -79,7 +79,7 @@ def _write(cfg: ExportConfig, bundle: Bundle, meta: Any, known: evidence.Evidenc
     network, _ = assessment.load_network(bundle)
     network = agreement.at_rest(network)
     formats.write(bundle, network, meta, cfg.export.formats, folder)
-    comparison = agreement.compare(bundle, network, meta, cfg.export.formats, folder, more=known.prepared)
+    comparison = agreement.compare(bundle, network, cfg.export.formats, folder, more=known.prepared)
     comparison.require()
     return comparison
 

@@ -20,9 +20,9 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.data.decode import Pixels
 from tracked_cls.errors import UserError
 from tracked_cls.export.formats import FILE_BY_FORMAT
-from tracked_cls.parity import TOLERANCE, Golden
+from tracked_cls.parity import Golden
 from tracked_cls.redaction import redacted
-from tracked_cls.serving.classifier import Classifier, sigmoid, softmax, temperature_of
+from tracked_cls.serving.classifier import TOLERANCE, Classifier
 from tracked_cls.serving.packaging import EXPORTED_WEIGHTS, Bundle
 
 BATCHES = (1, 2, 7, 64)
@@ -76,9 +76,7 @@ class Comparison:
                 )
 
 
-def compare(
-    bundle: Bundle, network: nn.Module, meta: Mapping[str, Any], formats: Sequence[str], folder: Path, *, more: Prepared | None
-) -> Comparison:
+def compare(bundle: Bundle, network: nn.Module, formats: Sequence[str], folder: Path, *, more: Prepared | None) -> Comparison:
     """Ask the network and each file of an export about the same real images, in batches of several sizes.
 
     The images are those that travel with the model and, where the prepared data are at hand, `more` test images.
@@ -88,15 +86,9 @@ def compare(
     images = np.concatenate([given, _others(more, given)])
     inputs = classifier.preprocess.normalise(images)
     reference = _ask(network, inputs)[max(BATCHES)]
-    evaluated = np.abs(probabilities(reference[: len(given)], meta) - golden.probabilities).max()
-    found = [_agreement(name, _ask_file(name, folder, inputs, images), reference, meta) for name in formats]
+    evaluated = np.abs(classifier.activate(reference[: len(given)]) - golden.probabilities).max()
+    found = [_agreement(name, _ask_file(name, folder, inputs, images), reference, classifier) for name in formats]
     return Comparison(len(images), len(given), float(evaluated), tuple(found))
-
-
-def probabilities(logits: Logits, meta: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-    """Return the calibrated probabilities [N,K] of logits, as a model's description says."""
-    tempered = logits.astype(np.float64) / temperature_of(meta)
-    return sigmoid(tempered) if meta.get("multi_label") else softmax(tempered)
 
 
 def _others(prepared: Prepared | None, given: Pixels) -> Pixels:
@@ -115,15 +107,15 @@ def _others(prepared: Prepared | None, given: Pixels) -> Pixels:
     return chosen[[image.tobytes() not in known for image in chosen]]
 
 
-def _agreement(name: str, answers: Answers, reference: Logits, meta: Mapping[str, Any]) -> Agreement:
-    expected = probabilities(reference, meta)
+def _agreement(name: str, answers: Answers, reference: Logits, classifier: Classifier) -> Agreement:
+    expected = classifier.activate(reference)
     logits, values, relabelled = 0.0, 0.0, 0
     for told in answers.values():
         known = expected[: len(told)]
-        found = probabilities(told, meta)
+        found = classifier.activate(told)
         logits = max(logits, _largest(told, reference[: len(told)]))
         values = max(values, _largest(found, known))
-        relabelled = max(relabelled, _relabelled(found, known, multi_label=bool(meta.get("multi_label"))))
+        relabelled = max(relabelled, _relabelled(found, known, multi_label=classifier.multi_label))
     return Agreement(name, logits, values, relabelled)
 
 

@@ -10,9 +10,7 @@ import numpy.typing as npt
 from tracked_cls.config.sections import PredictSection
 from tracked_cls.data.decode import Pixels
 from tracked_cls.errors import UserError
-from tracked_cls.serving.classifier import Classifier
-
-TOLERANCE = 1e-4  # in probability, as where a model is registered
+from tracked_cls.serving.classifier import TOLERANCE, Classifier
 
 
 class Scored(NamedTuple):

@@ -22,6 +22,7 @@ from ..data.preprocess import Preprocess
 from ..errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+TOLERANCE = 1e-4  # in probability: what rounding explains between two ways to compute the same
 _MOST_THREADS = 1024
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tracked_cls import durable, failpoints
+from tracked_cls.config import TrackingConfig, find_input, is_model_address
 from tracked_cls.errors import UserError
 from tracked_cls.serving.pyfunc import COLUMN
 
@@ -154,6 +155,11 @@ def file_digests(folder: Path) -> dict[str, str]:
 def bundle_of(model_folder: Path) -> Bundle:
     """Return the bundle inside a downloaded MLflow model."""
     return Bundle(model_folder / "artifacts")
+
+
+def exported_bundle(address: str, tracking: TrackingConfig, key: str) -> Bundle | None:
+    """Return the export whose folder an option (`key`) names, looked for as every input is; None for an address in MLflow."""
+    return None if is_model_address(address) else local_bundle(find_input(address, tracking, key).absolute())
 
 
 def local_bundle(folder: Path) -> Bundle:
