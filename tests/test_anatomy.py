@@ -206,7 +206,7 @@ def test_a_network_can_be_drawn(tmp_path, name, size, channels):
 
 
 def test_equal_neighbours_share_a_box():
-    from tracked_cls.plots.network import _boxes
+    from tracked_cls.plots.networks import _boxes
 
     boxes = _boxes(look("timm/vit_tiny_patch16_224", 32))
     (blocks,) = [box for box in boxes if box.name == "blocks"]
@@ -214,6 +214,6 @@ def test_equal_neighbours_share_a_box():
 
 
 def test_what_merely_wraps_a_network_is_no_level():
-    from tracked_cls.plots.network import _boxes
+    from tracked_cls.plots.networks import _boxes
 
     assert [box.name for box in _boxes(look("small_cnn", 16, 1, frames=2))] == ["features", "head"]

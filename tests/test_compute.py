@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from tracked_cls.compute import Compute, deviation, fitting_batch_size, is_out_of_memory, is_precise, make_compute
+from tracked_cls.compute import (
+    Compute,
+    deviation,
+    fitting_batch_size,
+    gains_from_bf16,
+    is_out_of_memory,
+    is_precise,
+    make_compute,
+)
 from tracked_cls.errors import UserError
 
 
@@ -107,6 +115,24 @@ def test_the_deviation_is_relative_to_the_size_of_the_logits():
     expected = ((rough - exact).pow(2).sum().sqrt() / exact.pow(2).sum().sqrt()).item()
     assert deviation(network, images, compute) == pytest.approx(expected, rel=1e-5)
     assert 1e-4 < expected < 0.02
+
+
+@pytest.mark.parametrize(
+    ("network", "gains"),
+    {
+        "plain": (nn.Conv2d(4, 8, 3), True),
+        "grouped": (nn.Conv2d(8, 8, 3, groups=2), True),
+        "one channel": (nn.Conv2d(1, 8, 3), True),
+        "depthwise": (nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8)), False),
+        "no convolutions": (nn.Linear(4, 4), False),
+    }.values(),
+    ids=["plain", "grouped", "one channel", "depthwise", "no convolutions"],
+)
+def test_bf16_is_for_plain_convolutions_on_cpus_that_multiply_it(network, gains, monkeypatch):
+    for multiplies in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies)
+        assert gains_from_bf16(network, torch.device("cpu")) is (gains and multiplies)
+        assert not gains_from_bf16(network, torch.device("cuda"))
 
 
 def test_a_wrong_format_fails_the_self_check(monkeypatch):

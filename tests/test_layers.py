@@ -8,7 +8,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "tracked_cls"
 
 PLOTS = (
-    *("lettering", "style", "results", "network", "profile", "suspects"),
+    *("lettering", "style", "results", "networks", "profiles", "suspects"),
     *("study", "options", "evaluation", "galleries", "comparison", "answers"),
 )
 LAYERS = [
@@ -40,7 +40,7 @@ LAYERS = [
         ),
         *("randomness", "compute"),
         *("losses.terms", "losses.class_weights", "losses.distillation", "losses"),
-        *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "steps", "samples", "views")),
+        *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "plain", "steps", "samples", "views")),
         *("transforms", "transforms.inference", "data.items", "data.feed", "data.loaders"),
         *(
             f"models.{name}"

@@ -197,6 +197,29 @@ def test_the_recorded_configuration_of_a_debug_run_can_be_loaded(store, client, 
     assert load(TrainConfig, ["--params", path]).fast_dev_run
 
 
+@pytest.mark.parametrize(
+    ("options", "gains", "precise", "taken"),
+    [
+        ({}, True, True, "bf16"),
+        ({}, False, True, "float32"),
+        ({}, True, False, "float32"),
+        ({"performance": "exact"}, True, True, "float32"),
+        ({"training__precision": "float32"}, True, True, "float32"),
+    ],
+    ids=["bf16", "no gain", "imprecise", "exact", "asked for"],
+)
+def test_the_fastest_sound_precision_is_taken_and_recorded_by_its_name(
+    store, client, monkeypatch, capsys, options, gains, precise, taken
+):
+    monkeypatch.setattr("tracked_cls.job.gains_from_bf16", lambda network, device: gains)
+    monkeypatch.setattr("tracked_cls.job.is_precise", lambda network, images, compute: precise)
+    outcome = train(store, **options, epochs=1, training__max_steps=1)
+    assert client.get_run(outcome.run_id).data.params["training.precision"] == taken
+    said = capsys.readouterr().out
+    assert (", bf16," in said) is (taken == "bf16")
+    assert "gives other logits" not in said
+
+
 def test_precision_that_fails_its_check_is_recorded_as_what_is_used(store, client, monkeypatch, capsys):
     monkeypatch.setattr("tracked_cls.job.is_precise", lambda network, images, compute: False)
     outcome = train(store, training__precision="fp16", epochs=1)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -193,10 +194,12 @@ def test_an_input_without_images_is_one_line(kind, tmp_path):
         ("name,label\nb.png,1\n", None, "no column with the paths among 'name', 'label'; predict.column names it"),
         ("paht,label\nb.png,1\n", "path", "no column 'path' among 'paht', 'label'.*did you mean 'paht'"),
         ("path,label\n,1\n", None, "line 2: E_COLUMNS: no path in it"),
+        ("b.png\nc.png\n", None, "the first line is 'b.png', which looks like an image; begin the table with a line of column"),
+        ("path;label\nb.png;1\n", None, "the only column is 'path;label'; columns are parted by ',', not by ';'"),
         ('path\n"b.png\n', None, "not valid CSV"),
         ("path\n\xff.png\n", None, "not UTF-8"),
     ],
-    ids=["no column", "near column", "empty cell", "open quote", "encoding"],
+    ids=["no column", "near column", "empty cell", "no header", "semicolons", "open quote", "encoding"],
 )
 def test_a_table_that_cannot_be_read_is_one_line(folder, tmp_path, content, column, told):
     (folder / "t.csv").write_bytes(content.encode("latin-1"))
@@ -210,6 +213,26 @@ def test_a_column_is_for_tables_only(folder, tmp_path):
         predict(folder, tmp_path / "out.csv", column="path")
 
 
+def test_an_empty_input_is_not_the_working_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="predict.input is empty"):
+        predict("", tmp_path / "out.csv")
+
+
+def test_pictures_of_a_format_that_is_not_read_are_told_of(folder, tmp_path, capsys):
+    (folder / "a" / "x.HEIC").write_bytes(b"heic")
+    (folder / "notes.txt").write_text("none")
+    predict(folder, tmp_path / "out.csv")
+    assert "W_FORMAT: 1 pictures" in (said := capsys.readouterr().out)
+    assert "'a/x.HEIC'" in said
+
+
+def test_a_file_that_is_no_image_is_named_with_the_reason(tmp_path):
+    (tmp_path / "notes.md").write_text("hello")
+    with pytest.raises(UserError, match=r"predict.input: the only image of '.*notes.md' cannot be read: .*starts like text"):
+        predict(tmp_path / "notes.md", tmp_path / "out.csv")
+
+
 def test_a_listing_larger_than_memory_is_in_the_same_order(tmp_path, monkeypatch):
     names = [f"{number}/{number}.png" for number in range(50)]
     random.Random(0).shuffle(names)
@@ -221,6 +244,7 @@ def test_a_listing_larger_than_memory_is_in_the_same_order(tmp_path, monkeypatch
             return (inputs.Entry(name, name, "0") for name in names)
 
     monkeypatch.setattr(listing, "_RUN", 7)
+    monkeypatch.setattr(listing, "_LINE", 3)
     with listing.Listing(Unsorted(), tmp_path) as found:
         assert [entry.image_id for entry in found] == [f"{number}/{number}.png" for number in range(50)]
         assert len(found) == 50
@@ -382,6 +406,41 @@ def test_names_of_rejected_files_are_no_formulas(tmp_path):
     assert ids(tmp_path / "out.rejected.csv") == ["'=cmd.png"]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_name_of_any_bytes_leaves_a_table_that_pandas_reads(tmp_path, ending):
+    pandas = pytest.importorskip("pandas")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes(shade(128))
+    (tmp_path / "in" / os.fsdecode(b"no\xff.png")).write_text("no")
+    read = {"csv": pandas.read_csv, "parquet": pandas.read_parquet, "jsonl": partial(pandas.read_json, lines=True)}[ending]
+    predict(tmp_path / "in", tmp_path / f"out.{ending}")
+    assert read(tmp_path / f"out.{ending}")["image_id"].tolist() == ["\\udcff.png"]
+    assert pandas.read_csv(tmp_path / "out.rejected.csv")["image_id"].tolist() == ["no\\udcff.png"]
+
+
+def test_the_input_is_never_the_output(folder, tmp_path):
+    source = as_csv(folder, tmp_path)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="is the input itself"):
+        predict(source, source, overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_what_another_output_of_the_same_stem_rejected_is_not_replaced(folder, tmp_path):
+    (folder / "bad.png").write_text("no")
+    predict(folder, tmp_path / "out.csv")
+    (folder / "bad.png").unlink()
+    with pytest.raises(UserError, match=r"out\.rejected\.csv' exists"):
+        predict(folder, tmp_path / "out.jsonl")
+    assert ids(tmp_path / "out.rejected.csv") == ["bad.png"]
+
+
+@pytest.mark.parametrize("length", [260, 240])
+def test_a_name_too_long_for_what_lies_beside_it_is_refused_at_once(folder, tmp_path, length):
+    with pytest.raises(UserError, match="cannot be written: File name too long"):
+        predict(folder, tmp_path / f"{'x' * (length - 4)}.csv")
+
+
 def test_an_ending_without_a_format_is_refused_with_those_there_are(folder, tmp_path):
     with pytest.raises(UserError, match=r"ending of predict.output '.jsn'; did you mean '.jsonl'"):
         predict(folder, tmp_path / "out.jsn")
@@ -520,6 +579,16 @@ def test_two_processes_do_not_write_one_output(folder, tmp_path):
     assert ids(tmp_path / "out.csv") == IN_ORDER
 
 
+def test_an_output_that_another_process_wrote_meanwhile_is_not_replaced(folder, tmp_path):
+    cfg, late = job(folder, tmp_path / "out.csv")
+    predict(folder, tmp_path / "out.csv", top_k=2)
+    before = (tmp_path / "out.csv").read_bytes()
+    with pytest.raises(UserError, match=r"out\.csv' exists"):
+        late.write(inputs.source_of(cfg))
+    assert (tmp_path / "out.csv").read_bytes() == before
+    assert not list(tmp_path.glob(".part-*"))
+
+
 def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(60):
@@ -544,12 +613,14 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path):
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_disk_without_room_for_the_listing_is_one_line(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_disk_without_room_for_the_listing_is_one_line(kind, folder, tmp_path):
+    source = INPUTS[kind](folder, tmp_path)
     with (
         limited(resource.RLIMIT_FSIZE, 100),
         pytest.raises(UserError, match=r"predict.output: .*out.csv: File too large; raise"),
     ):
-        predict(folder, tmp_path / "out.csv")
+        predict(source, tmp_path / "out.csv")
     assert not list(tmp_path.glob(".part*"))
 
 

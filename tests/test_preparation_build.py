@@ -145,7 +145,7 @@ def test_the_manifest_does_not_depend_on_the_order_of_creation_nor_on_the_place(
         shutil.copyfile(path, reverse / path.parent.name / path.name)
     first, second = prepare(tmp_path / "1", root)[0], prepare(tmp_path / "2", reverse)[0]
     assert first.manifest.digest == second.manifest.digest
-    assert first.manifest.paths == second.manifest.paths
+    assert list(first.manifest.paths) == list(second.manifest.paths)
     assert (first.folder / "pixels.npy").read_bytes() == (second.folder / "pixels.npy").read_bytes()
 
 

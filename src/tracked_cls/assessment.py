@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tracked_cls import anatomy, evaluation, failpoints, models, preparation, registry, showcase, weights
+from tracked_cls import anatomy, evaluation, failpoints, models, preparation, registry, weights
 from tracked_cls.compute import make_compute
 from tracked_cls.config import DataConfig, EvaluateConfig, LoaderConfig, ModelConfig, workspace
 from tracked_cls.console import say
@@ -84,6 +84,8 @@ def run(cfg: EvaluateConfig, tracker: Tracker) -> Evaluation:
         with TemporaryDirectory() as scratch:
             write_tables(report, Path(scratch) / "tables", name, split, separator=cfg.data.label_separator)
             if cfg.tracking.pictures:
+                from tracked_cls import showcase  # matplotlib: a second, after the work
+
                 showcase.write(network, split, report, Path(scratch))
             tracked.log_folder(Path(scratch))
             tracked.describe(_description(exact, name, report))

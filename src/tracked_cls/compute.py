@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,10 @@ class Compute:
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(self.device, memory_format=layout, non_blocking=True)
 
+    def in_precision(self, name: str) -> Compute:
+        """Return the same choice with the number format of ``training.precision``: bf16, fp16 or float32."""
+        return replace(self, half=_HALVES.get(name))
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass for training: mixed precision, or nothing special."""
         return torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None)
@@ -62,9 +66,7 @@ def cpu() -> Compute:
     return Compute(torch.device("cpu"), torch.get_num_threads(), fused=False)
 
 
-def make_compute(
-    device: str, threads: int | None, performance: str = "auto", *, precision: str = "auto", channels_last: bool = True
-) -> Compute:
+def make_compute(device: str, threads: int | None, performance: str = "auto", *, channels_last: bool = True) -> Compute:
     """Pin the threads and choose the device; raises `UserError` for a device that is not there."""
     count = threads or num_cores()
     torch.set_num_threads(count)
@@ -72,7 +74,19 @@ def make_compute(
     torch.backends.cudnn.allow_tf32 = performance != "exact"  # torch's own default would cut float32 to 10 bits of mantissa
     chosen = _device(device)
     fused = performance == "auto" and chosen.type in ("cpu", "cuda")
-    return Compute(chosen, count, fused=fused, half=_HALVES.get(precision), channels_last=channels_last)
+    return Compute(chosen, count, fused=fused, channels_last=channels_last)
+
+
+def gains_from_bf16(network: nn.Module, device: torch.device) -> bool:
+    """Whether training is faster in bfloat16: on CPUs that multiply it (AVX512-BF16), but for depthwise convolutions.
+
+    Measured per step against float32, both channels_last, on one core: resnet18 2.1 times faster, densenet121 2.0, resnext50
+    1.4, small_cnn 1.4 to 1.7 (1.0 in small batches), vgg11 1.1; mobilenetv3_small 0.3. Elsewhere nothing was measured.
+    """
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return bool(convolutions) and not any(1 < conv.groups == conv.in_channels for conv in convolutions)
 
 
 def deviation(network: nn.Module, images: Tensor, compute: Compute) -> float:

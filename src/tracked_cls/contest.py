@@ -126,7 +126,7 @@ class Contest:
             registry.count_read(self.tracker.client, version.run_id)
         evaluation.require_finite(scores, version.uri)
         cool = scores.tempered(temperature_of(meta)).judged
-        order = np.argsort(np.asarray(seen.manifest.ids)[split.indices], kind="stable")
+        order = np.argsort([seen.manifest.ids[index] for index in split.indices.tolist()], kind="stable")
         return Side(
             address=version.uri,
             labels=scores.labels[order],

@@ -38,29 +38,22 @@ def introduce(job: Job, state: TrainState, transfer: Transfer | None, *, resumed
         return
     if transfer is not None:
         job.say(transfer.text())
-    with TemporaryDirectory() as scratch:
-        for name in ("plots", "tables"):
-            (Path(scratch) / name).mkdir()
-        if job.kind == "train" and not job.quiet:  # folds and trials are many, and alike
-            _show(job, state, Path(scratch))
-        if transfer is not None:
+        with TemporaryDirectory() as scratch:
+            (Path(scratch) / "tables").mkdir()
             write_csv(Path(scratch) / "tables" / "weights.csv", *transfer.table())
-        job.tracked.log_folder(Path(scratch))
+            job.tracked.log_folder(Path(scratch))
 
 
 def show(job: Job, state: TrainState) -> None:
-    """Log the pictures of network and augmentation of a run that had none when it began."""
+    """Log size, speed and pictures of a trained network, and what it was trained on: after training, which they would delay."""
     with TemporaryDirectory() as scratch:
         for name in ("plots", "tables"):
             (Path(scratch) / name).mkdir()
-        _show(job, state, Path(scratch))
+        _show_network(job, state, Path(scratch))
+        if job.cfg.tracking.pictures:
+            _show_augmentation(job, Path(scratch))
+            _show_learned(job, state, Path(scratch) / "plots")
         job.tracked.log_folder(Path(scratch))
-
-
-def _show(job: Job, state: TrainState, folder: Path) -> None:
-    _show_network(job, state, folder)
-    if job.cfg.tracking.pictures:
-        _show_augmentation(job, folder)
 
 
 def _plan_warnings(job: Job, plan: Plan) -> list[str]:
@@ -99,18 +92,16 @@ def _show_augmentation(job: Job, folder: Path) -> None:
     plots.gallery(preview(some(job.train, _SHOWN), draws=_DRAWS, seed=job.cfg.seed), folder / "plots" / "augmented.png")
 
 
-def log_learned(job: Job, state: TrainState) -> None:
+def _show_learned(job: Job, state: TrainState, folder: Path) -> None:
     """Draw the first filters of a trained network, and what some layers make of an image."""
-    with TemporaryDirectory() as scratch:
-        filters = anatomy.first_filters(state.network)
-        if len(filters):
-            plots.filters(filters, Path(scratch) / "filters.png")
-        one = some(job.val, 1)
-        (batch,) = one.eval_batches(1)
-        maps = anatomy.feature_maps(state.network, batch.images[:1])
-        if maps:
-            plots.feature_maps(preview(one, draws=0, seed=0)[0, 0], maps, Path(scratch) / "feature_maps.png")
-        job.tracked.log_folder(Path(scratch), "plots")
+    filters = anatomy.first_filters(state.network)
+    if len(filters):
+        plots.filters(filters, folder / "filters.png")
+    one = some(job.val, 1)
+    (batch,) = one.eval_batches(1)
+    maps = anatomy.feature_maps(state.network, batch.images[:1])
+    if maps:
+        plots.feature_maps(preview(one, draws=0, seed=0)[0, 0], maps, folder / "feature_maps.png")
 
 
 def log_profile(tracked: Run, profile: Profile | None) -> None:

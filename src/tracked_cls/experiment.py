@@ -20,7 +20,6 @@ from tracked_cls import (
     plots,
     registry,
     release,
-    showcase,
     signals,
     tables,
     training,
@@ -327,10 +326,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size, temperature)
     tested = assessment.prefixed(report.metrics, "test")
     _log_results(job, state, report, test)
-    if job.quiet:
-        exhibits.show(job, state)
-    if cfg.tracking.pictures:
-        exhibits.log_learned(job, state)
+    exhibits.show(job, state)
     reached = {"val_accuracy_best": kept.val_accuracy, **{name: tested[name] for name in _ON_VERSION if name in tested}}
     released = release.release(job, state, test, reached, tracker, temperature=temperature)
     outcome = Outcome(
@@ -367,6 +363,8 @@ def _log_results(job: Job, state: TrainState, report: EvalReport, test: Split) -
     with TemporaryDirectory() as scratch:
         tables.write_tables(report, Path(scratch) / "tables", "test", test, separator=job.cfg.data.label_separator)
         if job.cfg.tracking.pictures:
+            from tracked_cls import showcase  # matplotlib: a second, after training
+
             showcase.write(state.network, test, report, Path(scratch))
             (Path(scratch) / "plots").mkdir(exist_ok=True)
             plots.curves(job.tracked.history(_CURVES), state.best_epoch, Path(scratch) / "plots" / "curves.png")

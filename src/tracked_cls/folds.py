@@ -27,7 +27,6 @@ from tracked_cls.errors import UserError
 from tracked_cls.evaluation import EvalReport, MultiLabelScores, Scores
 from tracked_cls.experiment import Trained
 from tracked_cls.gallery import OutOfFold
-from tracked_cls.plots.suspects import fold_curves
 from tracked_cls.tables import write_tables
 from tracked_cls.tracking import Run, Tracker
 
@@ -177,7 +176,7 @@ def _conclude(
         plots.confusion(report.confusion, report.classes, folder / "plots" / f"{_SPLIT}_confusion.png")
     gallery.write_predictions(judged, prepared.manifest, cfg.data.label_separator, folder / "tables" / f"{_SPLIT}.csv")
     best_epochs = [result.best_epoch for result in results]
-    fold_curves([result.curves for result in results], best_epochs, folder / "plots" / "folds.png")
+    plots.fold_curves([result.curves for result in results], best_epochs, folder / "plots" / "folds.png")
     num_suspects = None if prepared.manifest.multi_label else gallery.write_suspects(judged, prepared, folder)
     (folder / "train.yaml").write_text(to_yaml(cfg.model_copy(update={"folds": None})), encoding="utf-8")
     outcome = FoldsOutcome(

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tracked_cls import plots
 from tracked_cls.assessment import write_csv
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.decode import Pixels
 from tracked_cls.data.manifest import Manifest
 from tracked_cls.evaluation import Scores
-from tracked_cls.plots.suspects import suspect_grid
 from tracked_cls.report.page import MAX_BYTES, open_template, thumbnail_uri
 from tracked_cls.serving.classifier import softmax
 from tracked_cls.suspects import Suspects, find_suspects, margins
@@ -109,7 +109,7 @@ def write_suspects(judged: OutOfFold, prepared: Prepared, folder: Path) -> int:
     titles = [
         f"label {suspect.label}\nrival {suspect.rival} ({suspect.rival_probability:.2f})" for suspect in shown[:_IN_PICTURE]
     ]
-    suspect_grid(pictures[:_IN_PICTURE], titles, folder / "plots" / "suspects.png")
+    plots.suspect_grid(pictures[:_IN_PICTURE], titles, folder / "plots" / "suspects.png")
     return num_errors
 
 

@@ -15,7 +15,7 @@ import torch
 from tracked_cls import checkpoint, models, optim, preparation, signals, transforms
 from tracked_cls.beginning import Beginning, open_beginning
 from tracked_cls.checkpoint import Attempt
-from tracked_cls.compute import Compute, fitting_batch_size, is_precise, make_compute
+from tracked_cls.compute import Compute, fitting_batch_size, gains_from_bf16, is_precise, make_compute
 from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
@@ -75,10 +75,7 @@ class Job:
 def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given: Given | None = None) -> Iterator[Job]:
     """Check, prepare what is missing, and hold the run and its local state open."""
     check(cfg)
-    compute = make_compute(
-        cfg.device, cfg.threads, cfg.performance,
-        precision=cfg.training.precision, channels_last=cfg.training.channels_last,
-    )  # fmt: skip
+    compute = make_compute(cfg.device, cfg.threads, cfg.performance, channels_last=cfg.training.channels_last)
     beginning = open_beginning(cfg, tracker)
     if given is None:
         found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
@@ -164,21 +161,31 @@ def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
 
 
 def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> tuple[TrainConfig, Compute]:
-    """Return float32 in place of a mixed precision that fails its self-check on the network as training begins with it."""
-    if compute.half is None:
-        return cfg, compute
+    """Return the precision that training takes, by name: what is asked for or, where nothing is, what is fastest.
+
+    A mixed one has to pass its self-check, on the network as training begins with it; else it is float32.
+    """
+    asked = cfg.training.precision
+    if asked == "float32" or cfg.performance == "exact":
+        return _in_precision("float32", cfg, compute)
     torch.manual_seed(cfg.seed)
     network = compute.place(models.make_model(cfg.model, shape_of(prepared)))
+    if asked == "auto" and not gains_from_bf16(network, compute.device):
+        return _in_precision("float32", cfg, compute)
     beginning.give(network)
+    mixed = _in_precision("bf16" if asked == "auto" else asked, cfg, compute)
     sample = some(open_split(Feed(prepared, compute), "train"), _CHECKED)
     (batch,) = sample.eval_batches(len(sample))
-    if is_precise(network, batch.images, compute):
-        return cfg, compute
-    say(
-        f"warning: training.precision={cfg.training.precision} gives other logits than float32 in this network; float32 is used"
-    )
-    exact = cfg.training.model_copy(update={"precision": "float32"})
-    return cfg.model_copy(update={"training": exact}), replace(compute, half=None)
+    if is_precise(network, batch.images, mixed[1]):
+        return mixed
+    if asked != "auto":
+        say(f"warning: training.precision={asked} gives other logits than float32 in this network; float32 is used")
+    return _in_precision("float32", cfg, compute)
+
+
+def _in_precision(name: str, cfg: TrainConfig, compute: Compute) -> tuple[TrainConfig, Compute]:
+    training = cfg.training.model_copy(update={"precision": name})
+    return cfg.model_copy(update={"training": training}), compute.in_precision(name)
 
 
 def recipe(cfg: TrainConfig) -> dict[str, Any]:

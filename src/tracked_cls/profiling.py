@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -78,10 +78,15 @@ def profiler(compute: Compute, *, enabled: bool) -> Iterator[Profiler]:
         measured.stop()
 
 
+def part(name: str) -> AbstractContextManager[object]:
+    """Count the time inside the block as a part of the step, while steps are measured; else it costs nothing."""
+    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()  # type: ignore[attr-defined]
+
+
 def timed(name: str, items: Iterator[T]) -> Iterator[T]:
     """Yield the items of an iterator; the time that each takes to come counts as part `name`."""
     while True:
-        with record_function(name):
+        with part(name):
             try:
                 item = next(items)
             except StopIteration:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.profiler import record_function
 
-from tracked_cls import losses, metrics
+from tracked_cls import losses, metrics, profiling
 from tracked_cls.compute import is_out_of_memory, release_memory
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
@@ -67,7 +66,7 @@ class Stepper:
         state.lr = state.schedule.lr
         if not math.isfinite(float(done.loss)):
             raise Diverged("train_loss", float(done.loss), state, self._sample_ids())
-        with record_function("optimizer"):
+        with profiling.part("optimizer"):
             self._update()
         state.schedule.after_step()
         state.sums.add(done.loss, done.right)
@@ -83,31 +82,32 @@ class Stepper:
             if not is_out_of_memory(error):
                 raise
             return None  # outside the handler, whose traceback holds what was allocated
+        if len(done) == 1:
+            return done[0]
         shares = torch.tensor([len(part.right) / size for part in done], dtype=torch.float64, device=done[0].loss.device)
         return _Done((torch.stack([part.loss for part in done]) * shares).sum(), torch.cat([part.right for part in done]))
 
     def _part(self, part: Batch, size: int) -> _Done:
         """Add the gradient of one part of a batch of `size` images."""
         share = losses.gradient_share(self._cfg.loss, len(part.images), size)
-        with record_function("forward"):
+        with profiling.part("forward"):
             with self._compute.autocast():
                 logits = self._forward(part.images)
             logits = logits.float()
             weights = part.weights if self._cfg.loss.sample_weights else None
             loss = self._loss_of(logits, part.targets, weights, part.images)
-        with record_function("backward"):
+        with profiling.part("backward"):
             self._state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return _Done(loss.detach().double(), metrics.hits(logits.detach(), part.targets, multi_label=self._multi_label))
 
     def _update(self) -> None:
         """Clip what backward left, after taking the scale of the loss out of it, and let the optimizer step."""
         state, training = self._state, self._cfg.training
-        parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
         state.scaler.unscale_(state.optimizer)
         if training.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(parameters, training.clip_value)
+            torch.nn.utils.clip_grad_value_(state.model.parameters(), training.clip_value)
         if training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), training.clip_norm)
         with state.schedule.scaled():
             state.scaler.step(state.optimizer)
         state.scaler.update()

@@ -63,8 +63,12 @@ def test_a_manifest_survives_the_disk(tmp_path):
     made = manifest(paths=("a,b\n.png", "caf\u00e9.png", '"q".png'), weights=[0, 0.5, 1], groups=["g", "", "NA"])
     save_manifest(made, tmp_path)
     read = load_manifest(tmp_path, name="set", classes=made.classes, digest=made.digest, content_digest=made.content_digest)
-    assert (read.ids, read.paths, read.sha256) == (made.ids, ["a,b\n.png", "caf\u00e9.png", '"q".png'], made.sha256)
-    assert read.groups == ["g", "", "NA"]
+    assert [list(column) for column in (read.ids, read.paths, read.sha256)] == [
+        made.ids,
+        ["a,b\n.png", "caf\u00e9.png", '"q".png'],
+        made.sha256,
+    ]
+    assert list(read.groups) == ["g", "", "NA"]
     for column in ("labels", "splits", "keys", "weights"):
         stored = getattr(read, column)
         assert isinstance(stored, np.memmap)
@@ -152,3 +156,16 @@ def test_a_sample_is_found_by_path_id_number_or_the_start_of_its_id(text, index)
 def test_a_sample_that_is_not_there_or_not_clear_is_told(text, message):
     with pytest.raises(UserError, match=message):
         find_sample(NAMED, text)
+
+
+def test_a_column_on_disk_reads_like_a_list(tmp_path, monkeypatch):
+    monkeypatch.setattr("tracked_cls.data.manifest._AT_A_TIME", 2)
+    save_manifest(manifest(), tmp_path)
+    made = load_manifest(tmp_path, name="set", classes=("cat", "dog"), digest="d", content_digest="c")
+    assert list(made.paths) == ["x", "y", "z"]
+    assert (made.paths[1], made.paths[-1], made.paths[1:], len(made.paths)) == ("y", "z", ["y", "z"], 3)
+    assert "y" in made.paths
+    assert "w" not in made.paths
+    assert made.paths.index("z") == 2
+    with pytest.raises(IndexError):
+        made.paths[3]

@@ -39,7 +39,9 @@ class TrainingConfig(Section):
         ge=1,
     )
     precision: Literal["auto", "float32", "bf16", "fp16"] = option(
-        "auto", "number format of the forward pass; fp16 with a loss scaler; auto: float32. Tried on one batch before use"
+        "auto",
+        "number format of the forward pass; fp16 with a loss scaler; auto: bf16 for networks without depthwise convolutions "
+        "on CPUs that multiply it (AVX512-BF16), where it is 1.1 to 2.1 times faster, else float32; tried on 64 images first",
     )
     channels_last: bool = option(True, "memory layout of images and filters; on CPU 2-4 times faster for convolutions")
     compile: bool = option(False, "torch.compile the network: seconds to minutes of compilation first")

@@ -176,10 +176,15 @@ class Feed:
         """Normalise, unless a list of transforms has done so."""
         if pipeline is not None and pipeline.normalises:
             return self.compute.place_images(images)
-        preprocess = self.prepared.preprocess
-        mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
-        std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
-        return self.compute.place_images((images - mean) / std)
+        mean, std = self._normalisation
+        return self.compute.place_images(images.sub_(mean).div_(std))  # nobody else holds them
+
+    @cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and std of the channels [C,1,1], on the device."""
+        preprocess, device = self.prepared.preprocess, self.compute.device
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (preprocess.mean, preprocess.std))
+        return mean, std
 
 
 # ---- loading processes -------------------------------------------------------------------------------------------------

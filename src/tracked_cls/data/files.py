@@ -55,8 +55,8 @@ def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def is_image(name: str) -> bool:
-    """Tell by its extension."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - hot, and names may be odd
+    """Tell by the extension of a visible file's name."""
+    return name[name.rfind(".") :].lower() in EXTENSIONS  # os.path.splitext takes five times as long
 
 
 def unread_formats(others: Iterable[str], root: Path) -> Iterator[str]:
@@ -89,6 +89,8 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 def stamp_of_frames(files: list[File]) -> Stamp:
     """Return the total size and the latest time of a clip's frames."""
+    if len(files) == 1:  # an image, mostly: there are many of them
+        return files[0][1:]
     return sum(size for _, size, _ in files), max(time for _, _, time in files)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from multiprocessing import connection, parent_process
 from typing import Literal, NamedTuple
 
@@ -34,6 +36,7 @@ from tracked_cls.data.preprocess import Geometry
 from tracked_cls.data.signature import FORMAT_OF_EXTENSION, FORMATS, sniff
 
 Sums = tuple[tuple[int, int], ...]  # per channel: the sum of the pixels and that of their squares
+_SUMMED_VALUES = 1 << 16  # pixel values that are summed at once
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,15 @@ def ingest_array(array: Pixels, plan: Plan) -> Outcome:
     except RejectedImage as error:
         return Rejection(error.code, error.reason)
     encoded = to_png(pixels) if plan.keep == "files" else None
-    return _with_sums(_sized(_Item(pixels, encoded, _sha256(pixels.tobytes())), plan))
+    sized = _sized(_Item(pixels, encoded, _sha256(pixels.tobytes())), plan)
+    return sized.record._replace(sums=_sums(sized.pixels))
 
 
 def ingest_files(paths: Iterable[str], plan: Plan) -> list[Outcome]:
     """Read, decode and size files (or folders of frames, where the plan has frames), in their order."""
     sized = [_ingest_file(path, plan) for path in paths]
-    # in a loop of their own the sums of small images take a fifth of the time: their code stays in the processor's cache
-    return [each if isinstance(each, Rejection) else _with_sums(each) for each in sized]
+    sums = iter(_sums_of_all([each.pixels for each in sized if isinstance(each, _Sized)]))
+    return [each if isinstance(each, Rejection) else each.record._replace(sums=next(sums)) for each in sized]
 
 
 def _ingest_file(path: str, plan: Plan) -> _Sized | Rejection:
@@ -225,21 +229,28 @@ def _sized(item: _Item, plan: Plan) -> _Sized:
     return _Sized(Record(kept, item.sha256, digest, (height, width, channels), (), item.changes), sized)
 
 
-def _with_sums(sized: _Sized) -> Record:
-    return sized.record._replace(sums=_sums(sized.pixels))
+def _sums_of_all(images: Sequence[Pixels]) -> Iterator[Sums]:
+    """Yield the `_sums` of each image; of small ones of one shape, those of some at once: that takes a third of the time."""
+    for shape, group in groupby(images, key=np.shape):
+        at_once = max(1, _SUMMED_VALUES // math.prod(shape)) if len(shape) == 3 else 1
+        while members := list(islice(group, at_once)):
+            yield from _sums_of_stack(np.stack(members)) if len(shape) == 3 else map(_sums, members)
 
 
 def _sums(pixels: Pixels) -> Sums:
     """Return sum and sum of squares per channel of uint8 [H,W,C] or [T,H,W,C]."""
     if pixels.ndim == 3:
-        return tuple(_sums_of_image(pixels))
-    frames = [_sums_of_image(frame) for frame in pixels]  # one by one: a float64 copy of a whole clip would be large
+        return _sums_of_stack(pixels[None])[0]
+    frames = [_sums(frame) for frame in pixels]  # one by one: a float64 copy of a whole clip would be large
     return tuple((sum(one for one, _ in channel), sum(two for _, two in channel)) for channel in zip(*frames, strict=True))
 
 
-def _sums_of_image(pixels: Pixels) -> list[tuple[int, int]]:
-    values = pixels.reshape(-1, pixels.shape[2]).astype(np.float64)  # holds these whole numbers exactly
-    return [(int(column.sum()), int(column @ column)) for column in values.T]
+def _sums_of_stack(images: Pixels) -> list[Sums]:
+    """Return the sums of each image of uint8 [B,H,W,C]."""
+    by_channel = images.reshape(len(images), -1, images.shape[3]).swapaxes(1, 2)
+    values = by_channel.astype(np.float64, order="C")  # holds these whole numbers exactly
+    both = np.stack([values.sum(axis=2), np.vecdot(values, values)], axis=2).astype(np.int64)
+    return [tuple((total, squares) for total, squares in image) for image in both.tolist()]
 
 
 def digest_of_pixels(pixels: Pixels) -> str:

@@ -7,9 +7,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ Weights = npt.NDArray[np.float32]
 _NUMERIC = ("labels", "splits", "keys", "weights")
 _TEXT = ("id", "sha256", "path", "group")
 _FEWEST_DIGITS = 4  # of an id, to tell an image by its beginning
+_AT_A_TIME = 10_000  # strings of a column that is run through
 _COMPARED = 10_000  # paths that a misspelt one is compared with
 
 
@@ -34,8 +35,8 @@ class Manifest:
     """N samples in a fixed order: labels, splits (index into `SPLITS`), weights, and keys, which drive the augmentation.
 
     `digest` names samples, labels, splits and geometry, and weights and groups where there are any; `content_digest` the
-    decoded pixels and class names only, so that a folder and an IDX file of the same images agree. The text columns are
-    read when first asked for.
+    decoded pixels and class names only, so that a folder and an IDX file of the same images agree. Each text column is
+    read when it is first asked for.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Manifest:
     splits: Splits
     keys: Keys
     weights: Weights
-    read_text: Callable[[], Mapping[str, Sequence[str]]]
+    read_column: Callable[[str], Sequence[str]]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,28 +58,24 @@ class Manifest:
         return self.labels.ndim == 2
 
     @cached_property
-    def _text(self) -> Mapping[str, Sequence[str]]:
-        return self.read_text()
-
-    @property
     def ids(self) -> Sequence[str]:
         """Content digest of each sample, with an ordinal for exact copies."""
-        return self._text["id"]
+        return self.read_column("id")
 
-    @property
+    @cached_property
     def sha256(self) -> Sequence[str]:
         """SHA-256 of each file."""
-        return self._text["sha256"]
+        return self.read_column("sha256")
 
-    @property
+    @cached_property
     def paths(self) -> Sequence[str]:
         """Path of each sample, relative to the root of its source."""
-        return self._text["path"]
+        return self.read_column("path")
 
-    @property
+    @cached_property
     def groups(self) -> Sequence[str]:
         """What must stay in one split with others of the same name; empty for a sample that stands alone."""
-        return self._text["group"]
+        return self.read_column("group")
 
     def indices(self, split: str) -> Indices:
         """Return the positions of a split's samples, ascending."""
@@ -158,7 +155,7 @@ def make_manifest(
         splits=splits,
         keys=np.array([_key(sample) for sample in ids], np.uint64),
         weights=own_weights,
-        read_text=lambda: text,
+        read_column=text.__getitem__,
     )
 
 
@@ -207,21 +204,42 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
 
     for name in _NUMERIC:
         np.save(folder / f"{name}.npy", getattr(manifest, name), allow_pickle=False)
-    table = pyarrow.table({name: list(manifest._text[name]) for name in _TEXT})
+    table = pyarrow.table({name: list(manifest.read_column(name)) for name in _TEXT})
     pyarrow.parquet.write_table(table, folder / "manifest.parquet")
 
 
 def load_manifest(folder: Path, *, name: str, classes: Sequence[str], digest: str, content_digest: str) -> Manifest:
     """Return the manifest in a folder, its numeric columns memory-mapped."""
     numeric = {column: np.load(folder / f"{column}.npy", mmap_mode="r", allow_pickle=False) for column in _NUMERIC}
-    return Manifest(name, digest, content_digest, tuple(classes), **numeric, read_text=lambda: _read_text(folder))
+    return Manifest(name, digest, content_digest, tuple(classes), **numeric, read_column=partial(_read_column, folder))
 
 
-def _read_text(folder: Path) -> Mapping[str, Sequence[str]]:
+def _read_column(folder: Path, name: str) -> Sequence[str]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(folder / "manifest.parquet", columns=list(_TEXT))
-    return {name: table.column(name).to_pylist() for name in _TEXT}
+    return _Column(pyarrow.parquet.read_table(folder / "manifest.parquet", columns=[name]).column(name))
+
+
+class _Column(Sequence[str]):
+    """Text held by Arrow: a Python string of an entry, three times as large, is made when it is asked for."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        chosen = self._values[index]
+        return chosen.to_pylist() if isinstance(index, slice) else chosen.as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _AT_A_TIME):
+            yield from self[start : start + _AT_A_TIME]
 
 
 # ---- one sample ------------------------------------------------------------------------------------------------------

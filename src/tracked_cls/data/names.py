@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+_DIGITS = re.compile("([0-9]+)")
+
 
 def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
     """Return a sort key that orders runs of digits by value, and equal ones by spelling."""
-    parts = re.split(r"([0-9]+)", text)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), text
+    parts: list[str | int] = [*_DIGITS.split(text)]
+    parts[1::2] = map(int, parts[1::2])
+    return tuple(parts), text
 
 
 def is_utf8(text: str) -> bool:

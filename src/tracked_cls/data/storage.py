@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -66,10 +67,17 @@ class PixelStore:
         pixels: Pixels = np.lib.format.open_memmap(self._path, mode="w+", dtype=np.uint8, shape=shape)
         num_values = math.prod(size)
         with self._spool_path.open("rb", buffering=_BUFFER_BYTES) as spool:
-            for index, (_, _, own_channels) in enumerate(shapes):
-                own = self._plan.channels or own_channels
-                image = np.frombuffer(spool.read(num_values * own), np.uint8)
-                pixels[index] = image.reshape(*size, own)  # grey repeats itself over three channels
+            start = 0
+            for own, count in self._runs(shapes, most=max(1, _BUFFER_BYTES // num_values)):
+                images = np.frombuffer(spool.read(count * num_values * own), np.uint8)
+                pixels[start : start + count] = images.reshape(count, *size, own)  # grey repeats itself over three channels
+                start += count
         assert isinstance(pixels, np.memmap)
         pixels.flush()
         self._spool_path.unlink()
+
+    def _runs(self, shapes: Sequence[tuple[int, int, int]], most: int) -> Iterator[tuple[int, int]]:
+        """Yield the channels of images that follow each other, and how many these are, at most `most` at a time."""
+        for own, run in groupby(self._plan.channels or channels for _, _, channels in shapes):
+            while count := sum(1 for _ in islice(run, most)):
+                yield own, count

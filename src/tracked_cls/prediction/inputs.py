@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol, TextIO
 
 from tracked_cls.config import PredictConfig, find_input, workspace
 from tracked_cls.config.sections import PredictSection, TrackingConfig
-from tracked_cls.data.files import MISSING, Stamp, entries, list_clips, stamp_of
+from tracked_cls.console import say
+from tracked_cls.data.files import MISSING, Stamp, entries, is_image, list_clips, stamp_of, unread_formats
 from tracked_cls.data.ingest import Rejection
 from tracked_cls.data.names import natural_key
 from tracked_cls.data.reading import Payload
@@ -68,6 +69,8 @@ def source_of(cfg: PredictConfig, *, clips: bool = False) -> Source:
     `clips`: each image file, perhaps animated, and each folder of frames directly in a folder is one.
     """
     options, text = cfg.predict, str(cfg.predict.input)
+    if not text.strip():
+        raise UserError("predict.input is empty; name an image, or a folder of images (-P input=some/folder)")
     matches = _pattern(text, cfg.tracking)
     path = None if matches else find_input(text, cfg.tracking, "predict.input")
     is_table = path is not None and path.suffix.lower() in _TABLES and not path.is_dir()
@@ -121,9 +124,14 @@ class _Folder(_Files):
         if self.clips:
             yield from (_entry(name, f"{self.root}/{name}") for name in list_clips(self.root))
             return
-        for name, found, is_image in entries(self.root):
-            if is_image:
+        unread: list[str] = []
+        for name, found, is_wanted in entries(self.root):
+            if is_wanted:
                 yield Entry(name, found.path, _stamp(found))
+            else:
+                unread += [name for _ in unread_formats([name], self.root)]
+        for line in unread_formats(unread, self.root):
+            say(line)
 
 
 @dataclass(frozen=True)
@@ -222,12 +230,26 @@ class _Table(_Files):
         if found is not None:
             return columns.index(found)
         if self.column is None and len(columns) == 1:
+            self._require_name(columns[0])
             return 0
         wanted = f"no column {self.column!r}" if self.column is not None else "no column with the paths"
         near = did_you_mean(self.column, columns) if self.column is not None else ""
         raise UserError(
             f"{self.path}: E_COLUMNS: {wanted} among {', '.join(map(repr, columns)) or 'none'}{near}; predict.column names it"
         )
+
+    def _require_name(self, column: str) -> None:
+        """Refuse what is no name of the only column: it would be passed over as one, or hold all of a line."""
+        if is_image(column):
+            raise UserError(
+                f"{self.path}: E_COLUMNS: the first line is {column!r}, which looks like an image; begin the table with a line "
+                "of column names (path), or name the file .txt"
+            )
+        if other := next((mark for mark in ";,\t|" if mark in column), None):
+            ours = _TABLES[self.path.suffix.lower()]
+            raise UserError(
+                f"{self.path}: E_COLUMNS: the only column is {column!r}; columns are parted by {ours!r}, not by {other!r}"
+            )
 
 
 def _listed(listed: str, table: Path) -> Entry:

@@ -27,7 +27,7 @@ from tracked_cls.prediction.engines import Engine, seen_by
 from tracked_cls.prediction.inputs import Source, source_of
 from tracked_cls.prediction.listing import Listing, digest_of
 from tracked_cls.prediction.parts import EMBEDDINGS, REJECTED, ROWS, Part, part_of, unfinished
-from tracked_cls.prediction.reader import Batch, reading
+from tracked_cls.prediction.reader import Batch, Reader, reading
 from tracked_cls.prediction.rows import (
     REJECTED_COLUMNS,
     Format,
@@ -115,7 +115,9 @@ def run(cfg: PredictConfig, tracker: Tracker) -> Predictions:
     """Label every image of ``predict.input``; what is no image is listed beside the output, and ends nothing."""
     address = cfg.predict.model or f"models:/{cfg.data.model_name}@{registry.CHAMPION}"
     wanted = str(cfg.predict.input)
-    source_of(cfg)  # what does not exist is told before a model is fetched
+    source_of(cfg)  # what does not exist is told before a model is fetched, and so is an output that is there
+    if cfg.predict.output is not None:
+        outputs.output_of(cfg, Path())
     bundle, exact = registry.open_model(tracker.client, address, cfg.tracking, "predict.model")
     classifier = Classifier.load(bundle.onnx, bundle.meta)
     source = source_of(cfg, clips=classifier.preprocess.frames is not None)
@@ -174,21 +176,28 @@ class Job:
         starts = {ROWS: rows.start(), REJECTED: csv_lines([REJECTED_COLUMNS])}
         starts |= {EMBEDDINGS: bytes(_HEADER_BYTES)} if options.embeddings else {}
         key = sidecar.key_of(self.decides, self.cfg, self.output.suffix.lower())
-        with outputs.writing(self.output):
-            found = Listing(source, self.output.parent)
-        with found as listing:
-            if not len(listing):
-                raise UserError(f"predict.input: no images in {options.input!r}")
-            with part_of(self.output, key, starts, lambda count: digest_of(islice(listing, count))) as part:
-                told, sheet = self._label(listing, source, part, rows)
-                if not told.labels:
-                    part.forget()
-                    reason = told.rejected[0].reason
-                    raise UserError(f"none of the {len(listing)} files of {options.input!r} can be read: {reason}")
-                outputs.publish(self.output, self._finished(part, rows, told))
+        with reading(self.cfg, self.classifier.preprocess) as reader:  # whose processes start while the input is listed
+            with outputs.writing(self.output):
+                found = Listing(source, self.output.parent)
+            with found as listing:
+                if not len(listing):
+                    raise UserError(f"predict.input: no images in {options.input!r}")
+                with part_of(self.output, key, starts, lambda count: digest_of(islice(listing, count))) as part:
+                    outputs.output_of(self.cfg, self.output)  # another process may have finished it before this one held it
+                    told, sheet = self._label(listing, source, reader, part, rows)
+                    self._require_labels(told, part)
+                    outputs.publish(self.output, self._finished(part, rows, told))
         return told, sheet
 
-    def _label(self, listing: Listing, source: Source, part: Part, rows: Format) -> tuple[Told, Sheet]:
+    def _require_labels(self, told: Told, part: Part) -> None:
+        if not told.labels:
+            part.forget()
+            source, reason = repr(self.cfg.predict.input), told.rejected[0].reason
+            if told.num_rejected == 1:
+                raise UserError(f"predict.input: the only image of {source} cannot be read: {reason}")
+            raise UserError(f"predict.input: none of the {told.num_rejected:,} files of {source} can be read: {reason}")
+
+    def _label(self, listing: Listing, source: Source, reader: Reader, part: Part, rows: Format) -> tuple[Told, Sheet]:
         """Write a row for each entry that is not behind the part already."""
         done, before = part.progress.done, dict(part.progress.told)
         sheet, told = Sheet(before.pop("sheet", None)), Told.from_dict(before)
@@ -197,7 +206,7 @@ class Job:
             sha.update(entry.line)
         remaining = progress(entries, len(listing) - done, "predicting", unit="image")
         started = time.monotonic() - told.seconds
-        with source.opened() as fetch, reading(self.cfg, self.classifier.preprocess) as reader:
+        with source.opened() as fetch:
             for batch in reader.batches(remaining, fetch):
                 self._take(batch, part, rows, told, sheet)
                 for entry in batch.entries:
@@ -300,7 +309,7 @@ def _log(tracked: Run, told: Told, sheet: Sheet, output: Path, *, pictures: bool
 
 def lines(predictions: Predictions) -> list[str]:
     """Return what a person wants to know at the end of a prediction."""
-    counts = ", ".join(f"{label} {count:,}" for label, count in predictions.count_by_label.most_common(10))
+    counts = ", ".join(f"{label}: {count:,}" for label, count in predictions.count_by_label.most_common(10))
     text = [
         f"predict: {predictions.count_by_label.total():,} images labelled by {predictions.model}: {counts}",
         f"  run:    {predictions.url}",
@@ -311,9 +320,9 @@ def lines(predictions: Predictions) -> list[str]:
         num, width = predictions.embeddings
         text.append(f"  embeddings: {outputs.embeddings_of(predictions.output)}, float32 [{num}, {width}]")
     if predictions.num_unsure:
-        text.append(f"  {predictions.num_unsure:,} of them are unsure: a probability below {predictions.unsure_below:g}")
+        text.append(f"  {predictions.num_unsure:,} unsure: a probability below {predictions.unsure_below:g}")
     if predictions.num_rejected:
         listed = outputs.rejected_of(predictions.output)
-        text.append(f"  {predictions.num_rejected:,} files could not be read, listed in {listed}:")
+        text.append(f"  {predictions.num_rejected:,} could not be read, listed in {listed}:")
         text += [f"    {item.image_id}: {item.code}, {item.reason}" for item in predictions.rejected[:_SHOWN]]
     return text

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from heapq import merge
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -20,6 +20,7 @@ import numpy as np
 from tracked_cls.prediction.inputs import Entry, Source, key_of
 
 _RUN = 20_000  # entries sorted in memory at a time
+_LINE = 500  # entries in a line of a file: one by one they take three times as long
 
 
 class Listing:
@@ -31,9 +32,11 @@ class Listing:
     def __init__(self, source: Source, folder: Path) -> None:
         self._spool = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         hashes = array("q")
-        for entry in source.entries() if source.is_sorted else _in_order(source.entries(), folder):
-            hashes.append(hash(entry.image_id))
-            _put(self._spool, entry)
+        listed = source.entries() if source.is_sorted else _in_order(source.entries(), folder)
+        while some := list(islice(listed, _LINE)):
+            hashes.extend([hash(entry.image_id) for entry in some])
+            _put(self._spool, some)
+        self._spool.flush()  # a disk without room for it should say so here
         self._hashes = np.sort(np.frombuffer(hashes, np.int64))
         self._repeated = frozenset(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]].tolist())
 
@@ -76,22 +79,22 @@ def digest_of(entries: Iterable[Entry]) -> str:
 
 
 def _in_order(entries: Iterator[Entry], folder: Path) -> Iterator[Entry]:
-    """Yield entries in natural order: sorted in runs, which wait on the disk and are then merged."""
+    """Yield entries in natural order: sorted in runs, of which all but the first wait on the disk, and then merged."""
     with ExitStack() as stack:
-        runs = []
-        while some := list(islice(entries, _RUN)):
+        runs: list[Iterable[Entry]] = [sorted(islice(entries, _RUN), key=key_of)]
+        while some := sorted(islice(entries, _RUN), key=key_of):
             run = stack.enter_context(TemporaryFile(dir=folder))
-            for entry in sorted(some, key=key_of):
-                _put(run, entry)
+            for start in range(0, len(some), _LINE):
+                _put(run, some[start : start + _LINE])
             runs.append(_taken(run))
         yield from merge(*runs, key=key_of)
 
 
-def _put(file: IO[bytes], entry: Entry) -> None:
-    file.write(json.dumps(entry).encode() + b"\n")
+def _put(file: IO[bytes], entries: list[Entry]) -> None:
+    file.write(json.dumps(entries).encode() + b"\n")
 
 
 def _taken(file: IO[bytes]) -> Iterator[Entry]:
     file.seek(0)
     for line in file:
-        yield Entry(*json.loads(line))
+        yield from starmap(Entry, json.loads(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
@@ -20,21 +21,30 @@ from tracked_cls.processes import Process
 def output_of(cfg: PredictConfig, unnamed: Path) -> Path:
     """Return the file to write, `unnamed` where the options name none.
 
-    Raises `UserError` where one of its files is there already, or none can be written.
+    Raises `UserError` where one of its files is there already or is what is to be labelled, or none can be written.
     """
     output = unnamed if cfg.predict.output is None else workspace(cfg.tracking) / cfg.predict.output
-    if output.is_dir():
-        raise UserError(f"predict.output: {str(output)!r} is a folder; name a file (.csv, .jsonl, .parquet)")
-    lookup(output.suffix.lower(), FORMATS, "ending of predict.output")
-    for path in reversed(files_of(output)):
-        if path.exists() and not cfg.predict.overwrite and not _is_left_over(path, output):
-            raise UserError(f"predict.output: {str(path)!r} exists; set predict.overwrite=true to replace it")
     try:
+        if output.is_dir():
+            raise UserError(f"predict.output: {str(output)!r} is a folder; name a file (.csv, .jsonl, .parquet)")
+        lookup(output.suffix.lower(), FORMATS, "ending of predict.output")
+        _require_free(output, cfg)
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=output.parent):
             return output
     except OSError as error:
         raise UserError(f"predict.output: {str(output)!r} cannot be written: {error.strerror}") from None
+
+
+def _require_free(output: Path, cfg: PredictConfig) -> None:
+    """Raise `UserError` where one of the files is there, unless it is to be replaced; OSError for a name that is too long."""
+    sources = {os.path.realpath(place / str(cfg.predict.input)) for place in (workspace(cfg.tracking), Path.cwd())}
+    for path in reversed(files_of(output)):
+        if path.exists() and os.path.realpath(path) in sources:
+            raise UserError(f"predict.output: {str(path)!r} is the input itself; name another file")
+        _note(path).is_file()  # the longest of the names: some are written at the end only
+        if path.exists() and not cfg.predict.overwrite and not _is_left_over(path, output):
+            raise UserError(f"predict.output: {str(path)!r} exists; set predict.overwrite=true to replace it")
 
 
 def stem_of(source: str) -> str:
@@ -101,7 +111,7 @@ def _sweep(path: Path) -> None:
 
 def _is_left_over(path: Path, output: Path) -> bool:
     """Whether a file was left by a prediction that was killed before its run ended: the same command may write it again."""
-    if path == rejected_of(output) and not output.exists():
+    if path == rejected_of(output) and not any(output.with_suffix(ending).exists() for ending in FORMATS):
         with path.open("rb") as file:
             return file.readline().strip() == ",".join(REJECTED_COLUMNS).encode()
     return _note(path).is_file() and _note(path).read_text() == durable.sha256_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from tracked_cls.prediction.engines import side_seen
 from tracked_cls.prediction.inputs import Entry, Fetch
 from tracked_cls.provenance import num_cores
 
-_PART, _PART_BYTES = 32, 16_000_000  # what a decoding process is given at a time
-_BATCH_BYTES = 128_000_000  # of the members of an archive that are held for a batch
+_PART, _PART_BYTES = 64, 16_000_000  # the most that a decoding process is given at a time
+_AHEAD = 2  # batches that are decoded while the caller is busy with one: its times vary, and theirs do
+_BATCH_BYTES = 80_000_000  # of the members of an archive that are held for a batch
 
 Found = Reading | Rejection
 Transform = Callable[[Pixels], Pixels]
@@ -44,17 +46,18 @@ class Reader:
         threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self._size = cfg.predict.batch_size
+        self._part = min(_PART, math.ceil(self._size / _workers(cfg)))  # every process has a part of each batch
         self._geometry = geometry
         self._transform = transform
         self._decoders = decoders
         self._threads = threads
 
     def batches(self, entries: Iterable[Entry], fetch: Fetch) -> Iterator[Batch]:
-        """Yield the images in batches; the next one is decoded while the caller is busy with one."""
+        """Yield the images in batches; the next ones are decoded while the caller is busy with one."""
         waiting: list[tuple[list[Entry], _Waiting]] = []
         for batch, payloads in self._grouped(entries, fetch):
             waiting.append((batch, self._begin(payloads)))
-            if len(waiting) > 1:
+            if len(waiting) > _AHEAD:
                 ready, wait = waiting.pop(0)
                 yield Batch(ready, list(wait()))
         for ready, wait in waiting:
@@ -92,7 +95,7 @@ class Reader:
     def _begin_good(self, payloads: Sequence[Payload]) -> _Waiting:
         if self._transform is not None:
             return partial(list, self._threads.map(partial(self._transformed, self._transform), payloads))
-        waiting = [self._submit(part) for part in _parts(payloads)]
+        waiting = [self._submit(part) for part in _parts(payloads, self._part)]
         return lambda: list(chain.from_iterable(wait() for wait in waiting))
 
     def _submit(self, payloads: Sequence[Payload]) -> _Waiting:
@@ -117,9 +120,14 @@ def reading(cfg: PredictConfig, preprocess: Preprocess) -> Iterator[Reader]:
     sized_to = geometry if transform is None else None
     work = partial(read, frames=preprocess.frames, geometry=sized_to, digests=cfg.predict.digest)
     limits = Limits(cfg.predict.decode_seconds, cfg.predict.decode_memory_bytes, "predict")
-    workers = cfg.predict.workers or num_cores()
+    workers = _workers(cfg)
     with ThreadPoolExecutor(workers) as threads, Decoders(work, workers, limits) as decoders:
+        decoders.submit([])  # has the first process start now, and what the others are forked from
         yield Reader(cfg, geometry, transform, decoders, threads)
+
+
+def _workers(cfg: PredictConfig) -> int:
+    return cfg.predict.workers or num_cores()
 
 
 def _own_transforms(cfg: PredictConfig, geometry: Geometry) -> Transform | None:
@@ -131,13 +139,13 @@ def _own_transforms(cfg: PredictConfig, geometry: Geometry) -> Transform | None:
     return pixel_transform(cfg.transforms.predict, (geometry.channels, geometry.image_size), search=(Path.cwd(),))
 
 
-def _parts(payloads: Sequence[Payload]) -> Iterator[list[Payload]]:
+def _parts(payloads: Sequence[Payload], most: int) -> Iterator[list[Payload]]:
     part: list[Payload] = []
     size_bytes = 0
     for payload in payloads:
         part.append(payload)
         size_bytes += len(payload) if isinstance(payload, bytes) else 0
-        if len(part) == _PART or size_bytes > _PART_BYTES:
+        if len(part) == most or size_bytes > _PART_BYTES:
             yield part
             part, size_bytes = [], 0
     if part:

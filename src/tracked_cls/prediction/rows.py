@@ -192,10 +192,10 @@ def format_of(output: Path, layout: Layout) -> Format:
 
 
 def csv_lines(rows: Any) -> bytes:
-    """Return lines of CSV; names of files may be made of any bytes."""
+    """Return lines of CSV in UTF-8, whatever bytes a file's name is made of: one such name would make the table unreadable."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return printable(text.getvalue()).encode()
 
 
 def safe_cell(text: str) -> str:

@@ -13,7 +13,7 @@ from tracked_cls import durable
 from tracked_cls.config import ReportConfig, workspace
 from tracked_cls.errors import UserError
 from tracked_cls.redaction import reason_of
-from tracked_cls.report import comparison, study, training
+from tracked_cls.report import study, training
 from tracked_cls.report.artifacts import MAX_PARQUET_BYTES, RunFacts
 from tracked_cls.tracking import StoreError, Tracker, is_refusal
 
@@ -46,13 +46,19 @@ def run(cfg: ReportConfig, tracker: Tracker) -> Published:
         with tracker.begin("report", f"report on {about}") as tracked:
             tracked.log_config(cfg)
             plots = Path(scratch) / "plots"
-            page = page_of(facts[0]) if len(ids) == 1 else comparison.page(facts, plots)
+            page = page_of(facts[0]) if len(ids) == 1 else _compared(facts, plots)
             output = _write(page, cfg, tracked.run_id)
             tracked.log_text(page, PAGE)
             if plots.is_dir():
                 tracked.log_folder(plots, plots.name)
             tracked.describe(f"{PAGE} under *Artifacts* is about {', '.join(f'`{run_id}`' for run_id in ids)}.")
     return Published(tracked.run_id, tracked.url, output, len(ids))
+
+
+def _compared(facts: Sequence[RunFacts], plots: Path) -> str:
+    from tracked_cls.report import comparison  # matplotlib, which the page of one run does without
+
+    return comparison.page(facts, plots)
 
 
 def page_of(facts: RunFacts) -> str:

@@ -15,6 +15,7 @@ from tracked_cls.config import MIXES, TransformsConfig, TransformSpec
 from tracked_cls.errors import UserError
 from tracked_cls.transforms.batch import NOTHING, TO_FLOAT, BatchPipeline, NotInBatches, flat
 from tracked_cls.transforms.mixing import Mixing
+from tracked_cls.transforms.plain import are_plain
 from tracked_cls.transforms.samples import Fit, SamplePipeline
 
 __all__ = ["BatchPipeline", "Mixing", "SamplePipeline", "TrainingTransforms", "check", "photo_size", "plan_training", "trimmed"]
@@ -42,6 +43,8 @@ def plan_training(
     in the list, which is tried on an image, and for a list that ``speed=batch`` cannot do.
     """
     specs, mixing = _without_mixes(cfg), Mixing.from_specs(cfg.mixes)
+    if cfg.speed != "sample" and not whole_photos and are_plain(specs):
+        return TrainingTransforms(BatchPipeline.from_specs(specs, shape[1]), mixing)
     SamplePipeline.untried(specs, shape, search, frames=frames)
     trial_size = photo_size(shape) if whole_photos else None
     samples = SamplePipeline.from_specs(trimmed(specs), shape, search, fit=fit, frames=frames, trial_size=trial_size)

@@ -45,16 +45,32 @@ def affine(
 
 def crop(images: Tensor, offsets: Integers, size: tuple[int, int], mode: str = "constant", fill: Fill = 0.0) -> Tensor:
     """Return windows [B,C,*size] of images padded without end, each at its (top, left) among `offsets` [B,2]."""
-    rows, columns = (offsets[:, axis, None] + np.arange(size[axis]) for axis in (0, 1))
-    height, width = images.shape[-2:]
-    from_row, from_column = (torch.from_numpy(_source(at, n, mode)).to(images.device)
-                             for at, n in ((rows, height), (columns, width)))  # fmt: skip
-    index = torch.arange(len(images), device=images.device)[:, None, None]
-    window = images.permute(0, 2, 3, 1)[index, from_row[:, :, None], from_column[:, None, :]].permute(0, 3, 1, 2)
+    start, end = offsets.min(axis=0), offsets.max(axis=0) + size
+    padded = _padded(images, np.arange(start[0], end[0]), np.arange(start[1], end[1]), mode, fill).permute(0, 2, 3, 1)
+    windows = padded.unfold(1, size[0], 1).unfold(2, size[1], 1).permute(0, 1, 2, 4, 5, 3)  # [B, tops, lefts, *size, C]
+    top, left = torch.from_numpy(offsets - start).to(images.device).T
+    return windows[torch.arange(len(images), device=images.device), top, left].permute(0, 3, 1, 2)
+
+
+def _padded(images: Tensor, rows: Integers, columns: Integers, mode: str, fill: Fill) -> Tensor:
+    """Return [B,C,R,S]: the pixels that stand at `rows` [R] and `columns` [S] of images padded without end."""
+    count, channels, height, width = images.shape
     if mode != "constant":
-        return window
-    inside = within(rows, 0, height)[:, :, None] & within(columns, 0, width)[:, None, :]
-    return torch.where(torch.from_numpy(inside[:, None]).to(images.device), window, per_channel(fill or 0.0, images))
+        from_row, from_column = (
+            torch.from_numpy(_source(at, size, mode)).to(images.device) for at, size in ((rows, height), (columns, width))
+        )
+        return images.index_select(2, from_row).index_select(3, from_column)
+    padded = images.new_empty(count, len(rows), len(columns), channels).permute(0, 3, 1, 2)
+    padded.copy_(per_channel(fill or 0.0, images))
+    (to_row, of_row), (to_column, of_column) = _overlap(rows, height), _overlap(columns, width)
+    padded[:, :, to_row, to_column] = images[:, :, of_row, of_column]
+    return padded
+
+
+def _overlap(positions: Integers, size: int) -> tuple[slice, slice]:
+    """Return where consecutive positions lie within 0..size-1: among themselves, and on the axis."""
+    first, end = np.searchsorted(positions, (0, size))
+    return slice(int(first), int(end)), slice(int(positions[first]), int(positions[end - 1]) + 1) if end > first else slice(0)
 
 
 def _inverse_maps(angle: Floats, translate: Floats, scale: Floats, shear: Floats) -> Floats:

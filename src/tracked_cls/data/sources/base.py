@@ -111,7 +111,7 @@ class FileSource(Source):
         self, name: str, root: Path, fingerprint: str, samples: Sequence[Sample], stamps: Mapping[str, Stamp], **about: Any
     ) -> None:
         super().__init__(name, fingerprint, **about)
-        self._root = str(root)
+        self._prefix = os.path.join(root, "")  # noqa: PTH118 - as a text, once
         self._samples = samples
         self._stamps = stamps
 
@@ -120,7 +120,7 @@ class FileSource(Source):
 
     def path_of(self, sample: Sample) -> str:
         """Return the file of a sample, or the folder of its frames."""
-        return os.path.join(self._root, sample.path)  # noqa: PTH118 - hot
+        return sample.path if sample.path.startswith("/") else self._prefix + sample.path  # os.path.join is ten times as slow
 
     def array(self, sample: Sample) -> Pixels:
         """Never called: a file is decoded."""
