@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracked_cls.errors import UserError
+from tracked_cls.host import keep_freed_memory
 from tracked_cls.provenance import num_cores
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,9 +68,10 @@ def cpu() -> Compute:
 
 
 def make_compute(device: str, threads: int | None, performance: str = "auto", *, channels_last: bool = True) -> Compute:
-    """Pin the threads and choose the device; raises `UserError` for a device that is not there."""
+    """Pin the threads, keep the memory and choose the device; raises `UserError` for a device that is not there."""
     count = threads or num_cores()
     torch.set_num_threads(count)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(performance == "exact")
     torch.backends.cudnn.allow_tf32 = performance != "exact"  # torch's own default would cut float32 to 10 bits of mantissa
     chosen = _device(device)

@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import random
 import resource
 import signal
@@ -469,3 +470,31 @@ def test_a_signal_to_mlflow_run_ends_the_run_killed(tmp_path, send, signals_sent
 def _hear_all():
     for signum in signals.SIGNALS:  # whoever runs this may ignore some
         signal.signal(signum, signal.SIG_DFL)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+def test_what_a_step_frees_is_kept_for_the_next_one():
+    code = """
+import ctypes, resource
+from tracked_cls.host import keep_freed_memory
+kept, library, size_bytes = keep_freed_memory(), ctypes.CDLL(None), 64 << 20
+library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for turn in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    place = library.malloc(size_bytes)
+    ctypes.memset(place, 1, size_bytes)
+    library.free(place)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    for own in ({}, {"MALLOC_MMAP_THRESHOLD_": "100000"}):
+        words = [sys.executable, "-c", code]
+        paths = {"PYTHONPATH": str(ROOT / "src")}
+        told = subprocess.run(
+            words, env={**environment, **paths, **own}, check=True, capture_output=True, text=True
+        ).stdout.split()
+        assert told[0] == str(not own)
+        assert own or int(told[1]) < 16, "the last turn wrote to 16,384 pages, 32 where they are huge"
