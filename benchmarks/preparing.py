@@ -178,9 +178,9 @@ ROWS = [
         goal=Goal(2.0, at_least=False),
         measure=measure,
         minutes=3,
-        note="An image takes 81 to 106 us in a decoding process (SHA-256 of file and pixels, checks, decoding), a plain decode 53 to 74; "
-        "the parent adds 4 to 5 s of listing, sorting, manifest and ledger, on one core. What would help: to hash and write in the "
-        "decoding processes, and a ledger and a manifest without a Python object per image.",
+        note="An image takes 81 to 106 us in a decoding process (SHA-256 of file and pixels, checks, decoding), a plain decode"
+        " 53 to 74; the parent adds 4 to 5 s of listing, sorting, manifest and ledger, on one core. What would help: to "
+        "hash and write in the decoding processes, and a ledger and a manifest without a Python object per image.",
     )
 ]
 

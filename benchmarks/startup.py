@@ -92,8 +92,8 @@ ROWS = [
         goal=Goal(1.15, at_least=False),
         measure=measure,
         minutes=3,
-        note="PyTorch imports its compiler in the first step of any optimizer, some 2 s, which the baseline never does; the rest is our "
-        "own modules, the data and the network. What would help: to import MLflow while the first steps are computed; a mistyped "
-        "tracking address would be told only then.",
+        note="PyTorch imports its compiler in the first step of any optimizer, some 2 s, which the baseline never does; the "
+        "rest is our own modules, the data and the network. What would help: to import MLflow while the first steps are "
+        "computed; a mistyped tracking address would be told only then.",
     )
 ]
