@@ -45,15 +45,15 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     with TemporaryDirectory() as scratch:
-        split = _split(_prepared(args.root, Path(scratch), args.image_size), args.threads)
-        network = _network(args.model, split)
+        split = split_of(prepared_of(args.root, Path(scratch), args.image_size), args.threads)
+        network = network_for(args.model, split)
         batches = [batch.images for batch in split.eval_batches(BATCH)]
         scores = evaluation.score(network, split.eval_batches(BATCH))
         size = f"{args.model} at {args.image_size} px, {args.threads} threads"
         say(f"{len(split):,} images, {size}, accuracy {scores.accuracy:.3f}")
         rounds = []
         for number in range(args.rounds + 1):
-            bare = _seconds(lambda: _forward(network, batches))
+            bare = _seconds(lambda: forward(network, batches))
             whole = _seconds(lambda: _evaluate(network, split, Path(scratch)))
             numbers = _seconds(lambda: _write(_report(scores, split), split, Path(scratch)))
             if number:  # the first one imports and warms up
@@ -85,7 +85,8 @@ def _conclude(rounds: Sequence[tuple[Seconds, Seconds, Seconds]]) -> None:
             f"{'within' if allowed <= TIMES else 'BEYOND'} the {TIMES} that are promised")  # fmt: skip
 
 
-def _forward(network: nn.Module, batches: list[torch.Tensor]) -> None:
+def forward(network: nn.Module, batches: list[torch.Tensor]) -> None:
+    """Do the bare work: nothing but the network."""
     with torch.inference_mode():
         for images in batches:
             network(images)
@@ -111,18 +112,19 @@ def _seconds(work: Callable[[], object]) -> Seconds:
     return Seconds(time.perf_counter() - clock, time.process_time() - computing)
 
 
-def _prepared(root: Path, store: Path, image_size: int) -> Prepared:
+def prepared_of(root: Path, store: Path, image_size: int) -> Prepared:
+    """Return a folder of images, prepared in `store`."""
     cfg = DataConfig(source="folder", root=str(root), name="benchmark", image_size=image_size, near_duplicates="off")
     return assembly.build(cfg, store, sources.scan(cfg, root))
 
 
-def _split(prepared: Prepared, threads: int) -> Split:
+def split_of(prepared: Prepared, threads: int) -> Split:
     """Return all images, whatever their split."""
     feed = Feed(prepared, Compute(torch.device("cpu"), threads=threads, fused=True), LoaderConfig())
     return Split(feed, np.arange(len(prepared.manifest)))
 
 
-def _network(name: str, split: Split) -> nn.Module:
+def network_for(name: str, split: Split) -> nn.Module:
     """Return a network that has seen a few batches of the images."""
     torch.manual_seed(0)
     geometry = split.prepared.preprocess.geometry

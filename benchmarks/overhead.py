@@ -23,14 +23,14 @@ def measure_protection(terms: Terms) -> Found:
     from benchmarks import protection
     from tracked_cls.config import TrainConfig, load
 
-    words = protection._words("mnist", str(terms.needed("mnist").resolve()), EPOCHS)
+    words = protection.words_of("mnist", str(terms.needed("mnist").resolve()), EPOCHS)
     store = f"sqlite:///{terms.scratch / 'mlflow.db'}"
     options = ["--threads", str(terms.threads), "--limit", str(IMAGES), "--tracking.uri", store]
     cfg = load(TrainConfig, [*words, *options])
     before = Path.cwd()
     os.chdir(terms.scratch)
     try:
-        costs = [protection._train(cfg, control=False) for _ in range(terms.rounds + 1)][1:]  # the first one warms up
+        costs = [protection.train(cfg, control=False) for _ in range(terms.rounds + 1)][1:]  # the first one warms up
     finally:
         os.chdir(before)
     return _protection(costs)
@@ -59,18 +59,18 @@ def measure_evaluation(terms: Terms) -> Found:
     from tracked_cls import assessment
 
     torch.set_num_threads(terms.threads)
-    prepared = evaluation._prepared(terms.needed("mnist").resolve() / "test", terms.scratch, _IMAGE_SIZE)
-    split = evaluation._split(prepared, terms.threads)
-    network = evaluation._network(_MODEL, split)
+    prepared = evaluation.prepared_of(terms.needed("mnist").resolve() / "test", terms.scratch, _IMAGE_SIZE)
+    split = evaluation.split_of(prepared, terms.threads)
+    network = evaluation.network_for(_MODEL, split)
     batches = [batch.images for batch in split.eval_batches(evaluation.BATCH)]
     slices = ["label"]
 
     def score() -> object:
         return assessment.score_split(network, split, evaluation.BATCH, temperature=1.5, slices=slices)
 
-    for warm_up in (score, lambda: evaluation._forward(network, batches)):
+    for warm_up in (score, lambda: evaluation.forward(network, batches)):
         warm_up()
-    bare = _seconds(lambda: evaluation._forward(network, batches))
+    bare = _seconds(lambda: evaluation.forward(network, batches))
     found = alternating(_seconds(score), bare, terms.rounds, "s", ("evaluation", "forward"))
     found.details["images"] = f"{len(split):,} of {_IMAGE_SIZE}x{_IMAGE_SIZE}, {_MODEL}"
     return found

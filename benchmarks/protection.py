@@ -126,14 +126,16 @@ def _run(work: Job, cost: Cost, *, control: bool) -> None:
     cost.epochs = state.epoch
 
 
-def _train(cfg: TrainConfig, *, control: bool) -> Cost:
+def train(cfg: TrainConfig, *, control: bool) -> Cost:
+    """Train a network and its twin in turns, and return what each took."""
     cost = Cost()
     with delivery.open_tracker(cfg.tracking) as tracker, job.begun(cfg, tracker, "train", None) as work:
         _run(work, cost, control=control)
     return cost
 
 
-def _words(case: str, root: str | None, epochs: int | None) -> list[str]:
+def words_of(case: str, root: str | None, epochs: int | None) -> list[str]:
+    """Return the options of the training of a case: digits, or mnist below `root`."""
     common = ["--params", str(ROOT / "params" / "train.yaml"), "--threads", "1", "--resume", "never"]
     if case == "mnist":
         common += ["--data.source", "folder", "--data.root", str(root), "--data.image_size", "28", "--model", "small_cnn"]
@@ -152,11 +154,11 @@ def main() -> None:
     with TemporaryDirectory(prefix="protection-") as home:
         os.chdir(home)
         cfg = load(
-            TrainConfig, [*_words(options.case, options.root, options.epochs), "--tracking.uri", f"sqlite:///{home}/m.db"]
+            TrainConfig, [*words_of(options.case, options.root, options.epochs), "--tracking.uri", f"sqlite:///{home}/m.db"]
         )
         costs = []
         for number in range(options.runs + 1):
-            costs.append(_train(cfg, control=options.control))
+            costs.append(train(cfg, control=options.control))
             say(_line(number, costs[-1]))
     for line in _summary(CASES[options.case], costs[1:]):
         say(line)

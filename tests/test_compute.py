@@ -16,6 +16,7 @@ from tracked_cls.compute import (
     is_out_of_memory,
     is_precise,
     make_compute,
+    multiplies_bf16,
 )
 from tracked_cls.errors import UserError
 
@@ -128,11 +129,15 @@ def test_the_deviation_is_relative_to_the_size_of_the_logits():
     }.values(),
     ids=["plain", "grouped", "one channel", "depthwise", "no convolutions"],
 )
-def test_bf16_is_for_plain_convolutions_on_cpus_that_multiply_it(network, gains, monkeypatch):
-    for multiplies in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies)
-        assert gains_from_bf16(network, torch.device("cpu")) is (gains and multiplies)
-        assert not gains_from_bf16(network, torch.device("cuda"))
+def test_bf16_is_for_plain_convolutions(network, gains):
+    assert gains_from_bf16(network) is gains
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bf16_is_for_cpus_that_multiply_it(multiplies, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies)
+    assert multiplies_bf16(torch.device("cpu")) is multiplies
+    assert not multiplies_bf16(torch.device("cuda"))
 
 
 def test_a_wrong_format_fails_the_self_check(monkeypatch):

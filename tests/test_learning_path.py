@@ -198,20 +198,22 @@ def test_the_recorded_configuration_of_a_debug_run_can_be_loaded(store, client, 
 
 
 @pytest.mark.parametrize(
-    ("options", "gains", "precise", "taken"),
+    ("options", "multiplies", "gains", "precise", "taken"),
     [
-        ({}, True, True, "bf16"),
-        ({}, False, True, "float32"),
-        ({}, True, False, "float32"),
-        ({"performance": "exact"}, True, True, "float32"),
-        ({"training__precision": "float32"}, True, True, "float32"),
+        ({}, True, True, True, "bf16"),
+        ({}, False, True, True, "float32"),
+        ({}, True, False, True, "float32"),
+        ({}, True, True, False, "float32"),
+        ({"performance": "exact"}, True, True, True, "float32"),
+        ({"training__precision": "float32"}, True, True, True, "float32"),
     ],
-    ids=["bf16", "no gain", "imprecise", "exact", "asked for"],
+    ids=["bf16", "another cpu", "no gain", "imprecise", "exact", "asked for"],
 )
 def test_the_fastest_sound_precision_is_taken_and_recorded_by_its_name(
-    store, client, monkeypatch, capsys, options, gains, precise, taken
+    store, client, monkeypatch, capsys, options, multiplies, gains, precise, taken
 ):
-    monkeypatch.setattr("tracked_cls.job.gains_from_bf16", lambda network, device: gains)
+    monkeypatch.setattr("tracked_cls.job.multiplies_bf16", lambda device: multiplies)
+    monkeypatch.setattr("tracked_cls.job.gains_from_bf16", lambda network: gains)
     monkeypatch.setattr("tracked_cls.job.is_precise", lambda network, images, compute: precise)
     outcome = train(store, **options, epochs=1, training__max_steps=1)
     assert client.get_run(outcome.run_id).data.params["training.precision"] == taken

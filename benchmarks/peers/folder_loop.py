@@ -5,10 +5,10 @@ Needs PyTorch and torchvision alone. Prints images/s from after the first step t
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
+from clock import images_per_second
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -32,15 +32,7 @@ def main() -> None:
     torch.set_num_threads(words.threads)
     loader = _loader(words)
     step = _step(len(loader.dataset.classes), torch.channels_last if words.channels_last else torch.contiguous_format)
-    started, images = None, 0
-    for _ in range(words.epochs):
-        for batch, labels in loader:
-            step(batch, labels)
-            if started is None:
-                started = time.perf_counter()
-            else:
-                images += len(batch)
-    print(json.dumps({"images_per_second": images / (time.perf_counter() - started)}), flush=True)
+    print(json.dumps({"images_per_second": images_per_second(loader, step, words.epochs)}), flush=True)
 
 
 def _loader(words):

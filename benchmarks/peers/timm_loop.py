@@ -8,11 +8,11 @@ the last.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import timm
 import torch
+from clock import images_per_second
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -30,15 +30,7 @@ def main() -> None:
     torch.set_num_threads(words.threads)
     loader = _loader(words)
     step = _step(len(loader.dataset.reader.class_to_idx))
-    started, images = None, 0
-    for _ in range(words.epochs):
-        for batch, labels in loader:
-            step(batch, labels)
-            if started is None:
-                started = time.perf_counter()
-            else:
-                images += len(batch)
-    print(json.dumps({"images_per_second": images / (time.perf_counter() - started)}), flush=True)
+    print(json.dumps({"images_per_second": images_per_second(loader, step, words.epochs)}), flush=True)
 
 
 def _loader(words):

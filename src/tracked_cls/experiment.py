@@ -17,6 +17,7 @@ from tracked_cls import (
     evaluation,
     exhibits,
     failpoints,
+    keeping,
     plots,
     registry,
     release,
@@ -24,7 +25,6 @@ from tracked_cls import (
     tables,
     training,
 )
-from tracked_cls.averaging import mean_of
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
@@ -32,6 +32,7 @@ from tracked_cls.data.loaders import Split, open_split
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.evaluation import EvalReport, Scores
 from tracked_cls.job import Given, Job, begun
+from tracked_cls.keeping import Kept
 from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
 from tracked_cls.promotion import Promotion
@@ -39,7 +40,6 @@ from tracked_cls.report import own
 from tracked_cls.report.publication import PAGE
 from tracked_cls.saving import Saver
 from tracked_cls.state import Plan, TrainState
-from tracked_cls.statistics.calibration import fit_temperature
 from tracked_cls.step import Diverged
 from tracked_cls.tracking import Tracker
 from tracked_cls.training import EpochResult, Progress
@@ -68,14 +68,6 @@ class Outcome:
     test: EvalReport
     promotion: Promotion
     prepared: Prepared
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which weights a training ends with ("epoch 12", "the average of epochs 9, 11, 12"), and their validation."""
-
-    weights: str
-    val_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +174,7 @@ def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
             _log_reached(job, Kept(f"epoch {state.best_epoch}", state.best_score), state)
             raise
     failpoints.reach("train.after_loop")
-    kept = _choose_weights(job, state)
+    kept = keeping.choose(job, state)
     _log_reached(job, kept, state)
     tracked.set_tags({"weights": kept.weights, "weights.digest": digest(state.network)})
     return state, kept
@@ -291,30 +283,6 @@ def _log_culprits(job: Job, trouble: Diverged) -> None:
             job.tracked.log_file(path, "tables")
 
 
-def _choose_weights(job: Job, state: TrainState) -> Kept:
-    """Load the best epoch's weights, or the average of several epochs' where that validates no worse."""
-    cfg, of_best = job.cfg, Kept(f"epoch {state.best_epoch}", state.best_score)
-    checkpoint.load_best(state, job.attempt)
-    if cfg.training.average_best is None:
-        return of_best
-    if len(state.ranking) == 1:
-        job.say("training.average_best: there is one epoch only, and nothing to average")
-        return of_best
-    best = checkpoint.best_networks(state, job.attempt, cfg.training.average_best)
-    state.network.load_state_dict(mean_of(list(best.values())))
-    training.refresh_batchnorm(state.network, cfg, job.train, epoch=state.epoch)
-    scores = evaluation.score(state.network, job.val.eval_batches(cfg.training.eval_batch_size))
-    average = Kept(f"the average of epochs {', '.join(map(str, sorted(best)))}", scores.accuracy)
-    is_kept = (scores.accuracy, -scores.loss) >= (state.best_score, -state.best_loss)
-    job.tracked.log_metrics({"val_accuracy_averaged": scores.accuracy})
-    kept = average if is_kept else of_best
-    job.say(f"{average.weights} has val_accuracy {scores.accuracy:.4f}, {of_best.weights} {state.best_score:.4f}: "
-            f"{kept.weights} is kept")  # fmt: skip
-    if not is_kept:
-        checkpoint.load_best(state, job.attempt)
-    return kept
-
-
 def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outcome:
     """Test the weights that are kept, and log and register the model."""
     cfg, tracked = job.cfg, job.tracked
@@ -322,7 +290,7 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     test = open_split(job.feed, "test", limit=cfg.limit)
     tracked.log_dataset(job.feed.prepared, ("test",))
     say(f"testing the weights of {kept.weights}, exporting and logging the model")
-    temperature = _temperature(job, state)
+    temperature = keeping.calibrate(job, state)
     report = assessment.score_split(state.network, test, cfg.training.eval_batch_size, temperature)
     tested = assessment.prefixed(report.metrics, "test")
     _log_results(job, state, report, test)
@@ -346,14 +314,6 @@ def _conclude(job: Job, state: TrainState, kept: Kept, tracker: Tracker) -> Outc
     own.leave(tracker, tracked)
     failpoints.reach("release.before_end")
     return outcome
-
-
-def _temperature(job: Job, state: TrainState) -> float:
-    """Return what calibrates the kept weights, fitted on validation images alone."""
-    val = evaluation.score(state.network, job.val.eval_batches(job.cfg.training.eval_batch_size))
-    temperature = fit_temperature(val.logits, val.labels)
-    job.tracked.log_metrics({"temperature": temperature})
-    return temperature
 
 
 def _log_results(job: Job, state: TrainState, report: EvalReport, test: Split) -> None:

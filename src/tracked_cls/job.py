@@ -15,7 +15,7 @@ import torch
 from tracked_cls import checkpoint, models, optim, preparation, signals, transforms
 from tracked_cls.beginning import Beginning, open_beginning
 from tracked_cls.checkpoint import Attempt
-from tracked_cls.compute import Compute, fitting_batch_size, gains_from_bf16, is_precise, make_compute
+from tracked_cls.compute import Compute, fitting_batch_size, gains_from_bf16, is_precise, make_compute, multiplies_bf16
 from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
@@ -166,11 +166,12 @@ def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: 
     A mixed one has to pass its self-check, on the network as training begins with it; else it is float32.
     """
     asked = cfg.training.precision
-    if asked == "float32" or cfg.performance == "exact":
+    plain = asked == "float32" or cfg.performance == "exact"
+    if plain or (asked == "auto" and not multiplies_bf16(compute.device)):
         return _in_precision("float32", cfg, compute)
     torch.manual_seed(cfg.seed)
     network = compute.place(models.make_model(cfg.model, shape_of(prepared)))
-    if asked == "auto" and not gains_from_bf16(network, compute.device):
+    if asked == "auto" and not gains_from_bf16(network):
         return _in_precision("float32", cfg, compute)
     beginning.give(network)
     mixed = _in_precision("bf16" if asked == "auto" else asked, cfg, compute)

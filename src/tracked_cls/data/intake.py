@@ -88,9 +88,8 @@ def _fill(intake: Intake, source: Source, outcomes: Iterator[Outcome], keep: Cal
             continue
         keep(outcome.kept)
         failpoints.reach("prepare.mid_intake")
-        intake.outcomes.append(
-            (sample, Record(b"", *outcome[1:]))
-        )  # all but the pixels; _replace would take four times as long
+        without_pixels = Record(b"", *outcome[1:])  # _replace takes four times as long
+        intake.outcomes.append((sample, without_pixels))
         intake.samples.append(sample)
         intake.sha256.append(outcome.sha256)
         intake.pixel_digests.append(outcome.pixel_digest)
