@@ -27,8 +27,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,10 +307,10 @@ def compare(args: argparse.Namespace) -> None:
             if reason:
                 say(f"{data} is skipped: {reason}")
                 continue
-            bench = _bench(data, args, Path(scratch))
-            for study in range(args.first_study, args.first_study + args.studies):
-                for method in args.methods:
-                    _run(bench, method, study, args.out)
+            with _bench(data, args, Path(scratch)) as bench:
+                for study in range(args.first_study, args.first_study + args.studies):
+                    for method in args.methods:
+                        _run(bench, method, study, args.out)
     show(_read(args.out))
 
 
@@ -330,7 +330,9 @@ def _run(bench: Bench, method: str, study: int, out: Path) -> None:
     say(f"{name}: test accuracy {100 * mean(tested):.2f} %, {record['epochs']} epochs, {seconds:.0f} s")
 
 
-def _bench(data: str, args: argparse.Namespace, scratch: Path) -> Bench:
+@contextmanager
+def _bench(data: str, args: argparse.Namespace, scratch: Path) -> Iterator[Bench]:
+    """Hold the data and the tracker of a comparison open."""
     sizes = {"digits": (8, 8), "mnist": (14, 4)}
     image_size, width = sizes[data]
     options: dict[str, Any] = {
@@ -346,9 +348,10 @@ def _bench(data: str, args: argparse.Namespace, scratch: Path) -> Bench:
     }
     cfg = load(TuneConfig, [part for key, value in options.items() for part in (f"--{key}", str(value))])
     cfg = override(cfg, {"tune.space": _SPACE})
-    with _quiet(), tracking.open_tracker(cfg.tracking) as tracker:
-        prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
-    return Bench(data, cfg, prepared, tracker, args.trainings * args.epochs, args.fresh_seeds)
+    with tracking.open_tracker(cfg.tracking) as tracker:
+        with _quiet():
+            prepared = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker)
+        yield Bench(data, cfg, prepared, tracker, args.trainings * args.epochs, args.fresh_seeds)
 
 
 def _missing(data: str, args: argparse.Namespace) -> str | None:
@@ -432,8 +435,7 @@ def _interval(values: Sequence[float], *, signed: bool = False) -> str:
 
 def measure_overhead(args: argparse.Namespace) -> None:
     """Train the same thing alone, as `train` does before its test, and as a trial of a study, in turns."""
-    with TemporaryDirectory() as scratch:
-        bench = _bench("digits", args, Path(scratch))
+    with TemporaryDirectory() as scratch, _bench("digits", args, Path(scratch)) as bench:
         cfg = override(bench.cfg, _LONG_TRIAL)
         search, run_id = _open(cfg, bench.tracker, 0, ())
         with _quiet():

@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tracked_cls import afterword, signals
+from tracked_cls import afterword, distributed, signals
 from tracked_cls.config import TrackingConfig, tracking_uri
-from tracked_cls.errors import Interrupted, StopRun, UserError
+from tracked_cls.errors import Interrupted, ProcessLost, StopRun, UserError
 from tracked_cls.host import refusal
 from tracked_cls.redaction import redacted, without_credentials
 
@@ -40,34 +40,46 @@ def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 129/130/143 interrupted."""
     opened = _opened_by_mlflow_run()
     signals.install()
-    if opened is not None:
+    if opened is not None or distributed.rank() is not None:
         signals.watch_launcher()
     try:
         verb(sys.argv[1:])
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"error: {redacted(line)}", file=sys.stderr)
+            print(f"error{_of_process()}: {redacted(line)}", file=sys.stderr)
         sys.exit(2)
+    except ProcessLost as lost:
+        if not distributed.rank():  # the others leave it to the first
+            print(f"error: {redacted(str(lost))}", file=sys.stderr)
+        sys.exit(1)
     except StopRun as stop:
         print(f"error: {redacted(stop.reason)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as signal:
         if opened is not None:
             afterword.leave(opened)
-        print(f"interrupted by {signal}", file=sys.stderr)
+        if distributed.rank() is None:  # else the launcher says so
+            print(f"interrupted by {signal}", file=sys.stderr)
         sys.exit(signal.exit_code)
     except Exception as error:
         refused = refusal(error)
         if refused is None:
             print(redacted(traceback.format_exc()), file=sys.stderr, end="")
             sys.exit(1)
-        print(f"error: {refused}", file=sys.stderr)
+        print(f"error{_of_process()}: {refused}", file=sys.stderr)
         sys.exit(2)
     finally:
         signals.ignore()  # all is said and stored: one more Ctrl-C while Python shuts down changes nothing
     sys.exit(0)
 
 
+def _of_process() -> str:
+    """Return which process speaks, where it is not the first of several."""
+    return f" in process {distributed.rank()}" if distributed.rank() else ""
+
+
 def _opened_by_mlflow_run() -> str | None:
     """Return the run that `mlflow run` opened for this process; a run's id alone may be set by hand."""
+    if distributed.rank():
+        return None
     return os.environ.get("MLFLOW_RUN_ID") if "MLFLOW_EXPERIMENT_ID" in os.environ else None

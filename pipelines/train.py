@@ -10,10 +10,17 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Train one model, or one per fold, and say what was reached and where it is."""
     cfg = load(TrainConfig, argv, config_of=config_of)
-    from tracked_cls import delivery, pipeline  # seconds of imports, after the arguments were checked
+    from tracked_cls import delivery, distributed, experiment, launch, pipeline  # seconds of imports, after the arguments
 
-    with delivery.open_tracker(cfg.tracking) as tracker:
-        ended = pipeline.train(cfg, tracker)
+    if launch.is_wanted(cfg):
+        launch.run(cfg, "pipelines.train", argv)
+        return
+    with distributed.joined(cfg.distributed.timeout_seconds) as ranks:
+        if not ranks.is_first:
+            experiment.follow(cfg, ranks)
+            return
+        with delivery.open_tracker(cfg.tracking) as tracker:
+            ended = pipeline.train(cfg, tracker, ranks)
     for line in ended.lines:
         say(line)
     say(where_to_look(cfg.tracking))

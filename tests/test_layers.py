@@ -38,7 +38,7 @@ LAYERS = [
             "data.reuse",
             "data.exchange",
         ),
-        *("randomness", "compute"),
+        *("distributed", "randomness", "compute"),
         *("losses.terms", "losses.class_weights", "losses.distillation", "losses"),
         *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "plain", "steps", "samples", "views")),
         *("transforms", "transforms.inference", "data.items", "data.feed", "data.loaders"),
@@ -78,7 +78,7 @@ LAYERS = [
                 *("output", "parts", "labelling"),
             )
         ),
-        *("prediction", "pipeline"),
+        *("prediction", "pipeline", "launch"),
         *(f"export.{name}" for name in ("place", "markdown", "formats", "program", "agreement", "evidence", "card")),
         *("export", "finding", "service"),
         *(

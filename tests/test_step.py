@@ -43,7 +43,9 @@ def make(cfg, prepared, compute=CPU):
     train = open_split(feed, "train")
     state = TrainState.create(cfg, shape_of(prepared), train_images=len(train), compute=compute)
     state.model.train()
-    return state, Stepper(cfg, state, train), train
+    stepper = Stepper(cfg, state, train)
+    stepper.start()
+    return state, stepper, train
 
 
 def first_batch(cfg, train):

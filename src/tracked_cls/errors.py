@@ -26,6 +26,10 @@ class StopRun(Exception):  # noqa: N818 - a pruned trial is no error
         self.reason = reason
 
 
+class ProcessLost(Exception):  # noqa: N818 - what happened to another process is told there
+    """Another of the processes that train together has ended, or does not answer; the work can be continued."""
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; the command saves what it has, ends its run KILLED and exits with 128 + signal."""
 

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tracked_cls import freezing
 from tracked_cls.compute import is_out_of_memory, release_memory
-from tracked_cls.data.loaders import Batch
+from tracked_cls.data.loaders import Batch, Split
 from tracked_cls.data.names import natural_key
+from tracked_cls.distributed import Ranks
 from tracked_cls.errors import UserError
 from tracked_cls.scores import Floats, Marks, MultiLabelScores, Scores
 from tracked_cls.statistics.calibration import NUM_BINS, Reliability, bins_of, calibration_error, reliability
@@ -23,7 +24,7 @@ from tracked_cls.statistics.counts import Counts
 from tracked_cls.statistics.intervals import Estimate, bootstrapped, resampled_sums, share
 from tracked_cls.statistics.ranking import Ranking, rank
 
-__all__ = ["TOP", "EvalReport", "MultiLabelScores", "Scores", "Slice", "refresh_batchnorm", "report", "score"]
+__all__ = ["TOP", "EvalReport", "MultiLabelScores", "Scores", "Slice", "refresh_batchnorm", "report", "score", "validate"]
 
 TOP = 5
 
@@ -81,6 +82,21 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> Scores:
         model.train(was_training)
     logits, labels = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
     return MultiLabelScores(logits, labels) if labels.ndim == 2 else Scores(logits, labels)
+
+
+def validate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks) -> tuple[float, float]:
+    """Return the mean loss and the accuracy over a split, of which several processes score a part each.
+
+    They are sums over all images, divided by their number: the same as of one process, up to the rounding of the sums.
+    """
+    ranks.copy_buffers(model)
+    part = split.shared(ranks)
+    scores = score(model, part.eval_batches(batch_size)) if len(part) else None
+    if scores is not None and not ranks.are_several:
+        return scores.loss, scores.accuracy
+    sums = (0.0, 0.0, 0.0) if scores is None else (scores.loss * len(part), float(scores.right.sum()), float(len(part)))
+    loss, right, count = ranks.total(sums)
+    return loss / count, right / count
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
 from tracked_cls import (
     assessment,
     checkpoint,
+    distributed,
     evaluation,
     exhibits,
     failpoints,
@@ -29,9 +32,10 @@ from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import Split, open_split
-from tracked_cls.errors import StopRun, UserError
+from tracked_cls.distributed import ALONE, Ranks
+from tracked_cls.errors import ProcessLost, StopRun, UserError
 from tracked_cls.evaluation import EvalReport, Scores
-from tracked_cls.job import Given, Job, begun
+from tracked_cls.job import Given, Job, Task, begun, followed
 from tracked_cls.keeping import Kept
 from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
@@ -95,9 +99,14 @@ def _go_on(state: TrainState) -> None:
     """Watch an epoch end, and do nothing."""
 
 
-def run(cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: str | None = None) -> Outcome:
-    """Train, test, log and register one model; an interrupted run of the same data and configuration is continued."""
-    with begun(cfg, tracker, "train", name, given) as job:
+def run(
+    cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: str | None = None, ranks: Ranks = ALONE
+) -> Outcome:
+    """Train, test, log and register one model; an interrupted run of the same data and configuration is continued.
+
+    Of several processes this is the first one's part; the others `follow`.
+    """
+    with begun(cfg, tracker, "train", name, given, ranks) as job:
         state, kept = _learn(job, _go_on)
         if given is not None and given.expected not in (None, digest(state.network)):
             raise UserError(
@@ -108,6 +117,24 @@ def run(cfg: TrainConfig, tracker: Tracker, given: Given | None = None, name: st
     if given is None:
         checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
     return outcome
+
+
+def follow(cfg: TrainConfig, ranks: Ranks) -> None:
+    """Train beside the first process of several, which says with what; nothing is tracked, saved or tested here."""
+    with ranks.watched(), followed(cfg, ranks) as task:
+        state = _fresh_state(task)
+        teacher = task.beginning.open_teacher(task.feed)
+        _share(state, ranks)
+        with signals.deferred() as interrupted:
+            while True:
+                try:
+                    for _ in _steps(task, state, teacher, interrupted):
+                        pass
+                    return
+                except Diverged as trouble:
+                    if _gives_up(task.cfg, state):
+                        raise ProcessLost("the first process says what happened") from trouble
+                    _share(state, ranks)
 
 
 def _forget(trained: Trained) -> None:
@@ -156,10 +183,11 @@ def _trained(job: Job, state: TrainState, scores: Scores) -> Trained:
 def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
     """Train to the end; return the state with the weights that are kept, and which these are."""
     cfg, tracked, attempt = job.cfg, job.tracked, job.attempt
-    state = TrainState.create(cfg, job.shape, train_images=len(job.train), compute=job.feed.compute)
+    state = _fresh_state(job)
     transfer = job.beginning.give(state.model)
     teacher = job.beginning.open_teacher(job.feed)
     resumed = checkpoint.restore(state, attempt)
+    _hand_over(job, state)
     tracked.log_config(cfg.model_copy(update={"from_run": None}))
     if cfg.from_run is not None:
         tracked.set_tags({"replays": cfg.from_run})
@@ -168,11 +196,16 @@ def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
     exhibits.introduce(job, state, transfer, resumed=resumed)
     with signals.deferred() as interrupted:
         try:
-            _loop(job, state, teacher, interrupted, on_epoch)
+            with job.ranks.watched():
+                _share(state, job.ranks)
+                _loop(job, state, teacher, interrupted, on_epoch)
         except StopRun as stop:
             attempt.end(stop.status)
             _log_reached(job, Kept(f"epoch {state.best_epoch}", state.best_score), state)
             raise
+    if job.ranks.are_several:
+        distributed.leave()
+        torch.set_num_threads(cfg.threads or 1)  # all of them: the others have ended
     failpoints.reach("train.after_loop")
     kept = keeping.choose(job, state)
     _log_reached(job, kept, state)
@@ -197,10 +230,11 @@ def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Cal
             _loop_until_stopped(job, state, teacher, interrupted, on_epoch)
             return
         except Diverged as trouble:
-            if cfg.training.on_nan == "stop" or state.schedule.scale <= 0.5**_MAX_ROLLBACKS:
+            if _gives_up(cfg, state):
                 _log_culprits(job, trouble)
                 raise
             _roll_back(job, state, trouble)
+            _share(state, job.ranks)
 
 
 def _loop_until_stopped(
@@ -211,23 +245,37 @@ def _loop_until_stopped(
     total = plan.total_steps - state.epoch * plan.steps_per_epoch - state.batch
     saver = Saver(state, job.attempt, job.policy, before=partial(_before_save, job))
     with profiler(job.feed.compute, enabled=cfg.training.profile) as profiled:
-        steps = training.fit(state, cfg, train=job.train, val=job.val, teacher=teacher)
+        steps = _steps(job, state, teacher, interrupted)
         for step in progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress)):
             if isinstance(step, EpochResult):
-                improved = state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
                 failpoints.reach("train.after_metrics")
-                job.say(exhibits.epoch_line(plan.num_epochs, step, improved))
+                job.say(exhibits.epoch_line(plan.num_epochs, step, improved=state.best_epoch == step.epoch))
                 _tell(on_epoch, state, saver)  # before it is saved: killed in between, the epoch is repeated and reported alike
                 saver.after_epoch()
             else:
                 profiled.after_step()
                 saver.after_step()
-            if interrupted() or _is_stale(cfg, state):
-                break
     _settle(job, state, saver, interrupted=interrupted())
     if cfg.training.profile:
         exhibits.log_profile(job.tracked, profiled.result)
+
+
+def _steps(
+    task: Task, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]
+) -> Iterator[Progress | EpochResult]:
+    """Yield every step and every validated epoch, to the end, an early stop, or an interruption of any of the processes."""
+    cfg = task.cfg
+    for step in training.fit(state, cfg, train=task.train, val=task.val, teacher=teacher, ranks=task.ranks):
+        if isinstance(step, EpochResult):
+            state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
+        yield step
+        if task.ranks.any(interrupted()):
+            if not interrupted():
+                signals.join_in()
+            break
+        if _is_stale(cfg, state):
+            break
 
 
 def _settle(job: Job, state: TrainState, saver: Saver, *, interrupted: bool) -> None:
@@ -259,6 +307,41 @@ def _before_save(job: Job) -> None:
 
 def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
     return cfg.training.patience is not None and state.stale_epochs >= cfg.training.patience
+
+
+def _fresh_state(task: Task) -> TrainState:
+    """Return the state that a training begins with, on this process's device."""
+    cfg, compute = task.cfg, task.feed.compute
+    state = TrainState.create(cfg, task.shape, train_images=len(task.train), compute=compute)
+    state.world_size = task.ranks.world_size
+    if cfg.training.sync_batchnorm and task.ranks.are_several:
+        state.model = nn.SyncBatchNorm.convert_sync_batchnorm(state.model)  # type: ignore[no-untyped-call]
+    return state
+
+
+def _hand_over(job: Job, state: TrainState) -> None:
+    """Say what it changes that other processes go on than those that began, and note who they are."""
+    before, now = state.world_size, job.ranks.world_size
+    if before != now:
+        by = "1 process" if now == 1 else f"{now} processes"
+        say(f"continued by {by} instead of {before}: each step has the same images, augmented alike, but gradients are added "
+            "up in another order, dropout is drawn anew, and BatchNorm sees shares of another size: the weights will differ "
+            "slightly from those of a run that was not interrupted")  # fmt: skip
+    state.world_size = now
+
+
+def _share(state: TrainState, ranks: Ranks) -> None:
+    """Have every process stand where the first one does."""
+    if not ranks.are_several:
+        return
+    content = ranks.told(state.to_bytes() if ranks.is_first else b"")
+    if not ranks.is_first:
+        state.load_bytes(content)
+
+
+def _gives_up(cfg: TrainConfig, state: TrainState) -> bool:
+    """Whether a loss that is not finite ends the training."""
+    return cfg.training.on_nan == "stop" or state.schedule.scale <= 0.5**_MAX_ROLLBACKS
 
 
 def _roll_back(job: Job, state: TrainState, trouble: Diverged) -> None:

@@ -18,10 +18,15 @@ from tracked_cls.checkpoint import Attempt
 from tracked_cls.compute import Compute, fitting_batch_size, gains_from_bf16, is_precise, make_compute, multiplies_bf16
 from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, workspace
 from tracked_cls.console import say
-from tracked_cls.data.cache import Prepared
-from tracked_cls.data.loaders import Feed, Split, open_split, some
-from tracked_cls.errors import UserError
+from tracked_cls.data.cache import COMPLETE, Prepared, open_partial
+from tracked_cls.data.loaders import Feed, Split, num_batches, open_split, some
+from tracked_cls.data.preprocess import Preprocess
+from tracked_cls.distributed import ALONE, Ranks
+from tracked_cls.errors import ProcessLost, UserError
 from tracked_cls.models import Shape
+from tracked_cls.provenance import num_cores
+from tracked_cls.serving.packaging import Bundle
+from tracked_cls.state import images_per_step
 from tracked_cls.tracking import Run, Tracker
 from tracked_cls.transforms.inference import normalisation
 
@@ -43,8 +48,8 @@ class Given:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What a run works with. The options are resolved: no ``auto`` is left that decides the result."""
+class Task:
+    """What is computed. The options are resolved: no ``auto`` is left that decides the result."""
 
     cfg: TrainConfig
     feed: Feed
@@ -52,6 +57,13 @@ class Job:
     shape: Shape
     train: Split
     val: Split
+    ranks: Ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Task):
+    """What is computed, tracked and saved: a run."""
+
     tracked: Run
     attempt: Attempt
     kind: str
@@ -72,10 +84,12 @@ class Job:
 
 
 @contextmanager
-def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given: Given | None = None) -> Iterator[Job]:
-    """Check, prepare what is missing, and hold the run and its local state open."""
+def begun(
+    cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given: Given | None = None, ranks: Ranks = ALONE
+) -> Iterator[Job]:
+    """Check, prepare what is missing, and hold the run and its local state open; tell the other processes what to compute."""
     check(cfg)
-    compute = make_compute(cfg.device, cfg.threads, cfg.performance, channels_last=cfg.training.channels_last)
+    compute = _compute(cfg, ranks)
     beginning = open_beginning(cfg, tracker)
     if given is None:
         found = preparation.open_or_prepare(cfg.data, cfg.tracking, tracker, transforms=cfg.transforms)
@@ -92,13 +106,72 @@ def begun(cfg: TrainConfig, tracker: Tracker, kind: str, name: str | None, given
     ):
         title = name or f"{cfg.model.name} on {prepared.manifest.name}"
         train, val = _splits(cfg, feed)
+        _require_enough(cfg, train, ranks)
+        if ranks.are_several:
+            with ranks.watched():
+                _give_order(ranks, _Order(cfg, prepared.folder, prepared.preprocess, beginning.teacher), prepared)
         opened = nullcontext(given.run) if given else tracker.begin(kind, title, continue_id=attempt.run_id)
         with opened as tracked:
             attempt.adopt(tracked.run_id)
-            yield Job(cfg, feed, beginning, shape_of(prepared), train, val, tracked, attempt, kind, given is not None)
+            yield Job(cfg, feed, beginning, shape_of(prepared), train, val, ranks, tracked, attempt, kind, given is not None)
             ending.enter_context(signals.deferred())  # the run and its local state end together
         if given is None:
             attempt.end("FINISHED")
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the first process tells the others: all that it found out and resolved."""
+
+    cfg: TrainConfig
+    folder: Path
+    preprocess: Preprocess
+    teacher: Bundle | None
+
+
+def _give_order(ranks: Ranks, order: _Order, prepared: Prepared) -> None:
+    """Tell the other processes what to compute, and wait until they have the same data."""
+    ranks.note("order")
+    ranks.told(order)
+    ranks.meet("data")
+    digests = ranks.gathered(prepared.manifest.digest)
+    others = {digest: digests.index(digest) for digest in digests if digest != digests[0]}
+    if others:
+        differing = ", ".join(f"{digest} in process {rank}" for digest, rank in others.items())
+        raise UserError(
+            f"data: the processes have prepared different images: digest {digests[0]} in process 0, {differing}; copy "
+            "the folder of data.store to every machine, or let them share it"
+        )
+
+
+@contextmanager
+def followed(cfg: TrainConfig, ranks: Ranks) -> Iterator[Task]:
+    """Take the order of the first process, with this machine's own folders, and hold the data open."""
+    ranks.wait_for("order")
+    order: _Order | None = ranks.told(None)
+    assert order is not None
+    own = {name: getattr(cfg, name) for name in ("data", "device", "tracking")}
+    compute = _compute(order.cfg, ranks)
+    prepared = replace(_on_this_machine(cfg, order, ranks), preprocess=order.preprocess)
+    ranks.meet("data")
+    if len(set(ranks.gathered(prepared.manifest.digest))) > 1:
+        raise ProcessLost("the first process says what the data of the others are")
+    cfg = order.cfg.model_copy(update=own)
+    with closing(Feed.create(prepared, compute.in_precision(cfg.training.precision), cfg.transforms, cfg.loader)) as feed:
+        yield Task(cfg, feed, Beginning(teacher=order.teacher), shape_of(prepared), *_splits(cfg, feed), ranks)
+
+
+def _on_this_machine(cfg: TrainConfig, order: _Order, ranks: Ranks) -> Prepared:
+    """Return the prepared set that the first process has, where this machine sees it, else prepare it here, once."""
+    ready = f"data of machine {ranks.machine}"
+    try:
+        if (order.folder / COMPLETE).is_file():
+            return preparation.folded(open_partial(order.folder), cfg.data)  # checked by the first process a moment ago
+        if ranks.local_rank > 0:
+            ranks.wait_for(ready)
+        return preparation.open_or_build(cfg.data, cfg.tracking, cfg.transforms)
+    finally:
+        ranks.note(ready)
 
 
 def check(cfg: TrainConfig) -> None:
@@ -124,10 +197,16 @@ def shape_of(prepared: Prepared) -> Shape:
     return Shape(len(prepared.manifest.classes), geometry.channels, geometry.image_size, prepared.preprocess.frames)
 
 
+def _compute(cfg: TrainConfig, ranks: Ranks) -> Compute:
+    """Return where and how this process computes: with its share of the threads and a GPU of its own."""
+    threads = ranks.threads_of(cfg.threads or num_cores())
+    return make_compute(ranks.device_of(cfg.device), threads, cfg.performance, channels_last=cfg.training.channels_last)
+
+
 def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainConfig:
-    """Return the configuration with threads, batch size and debug modes as plain values."""
+    """Return the configuration with threads (of the whole machine), batch size and debug modes as plain values."""
     batch_size = cfg.batch_size or _fitting(cfg, prepared, compute)
-    options: dict[str, object] = {"threads": compute.threads, "batch_size": batch_size}
+    options: dict[str, object] = {"threads": cfg.threads or num_cores(), "batch_size": batch_size}
     if cfg.fast_dev_run:
         limit = max(batch_size, len(prepared.manifest.classes))
         options |= {"limit": limit, "training": cfg.training.model_copy(update={"max_steps": 1})}
@@ -158,6 +237,16 @@ def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
         train = some(train, cfg.overfit_batches * cfg.batch_size * cfg.training.accumulate)
         val = train
     return train, val
+
+
+def _require_enough(cfg: TrainConfig, train: Split, ranks: Ranks) -> None:
+    """Raise `UserError` where a process would get a lone image of a step, which BatchNorm cannot train on."""
+    least = len(train) // num_batches(len(train), images_per_step(cfg))
+    if least < 2 * ranks.world_size and ranks.are_several:
+        raise UserError(
+            f"batch_size={cfg.batch_size}: steps of {least} images give {ranks.world_size} processes fewer than 2 each; "
+            f"raise batch_size to {2 * ranks.world_size} or more, or take fewer processes"
+        )
 
 
 def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> tuple[TrainConfig, Compute]:
@@ -191,7 +280,7 @@ def _in_precision(name: str, cfg: TrainConfig, compute: Compute) -> tuple[TrainC
 
 def recipe(cfg: TrainConfig) -> dict[str, Any]:
     """Return the options that decide a result, without those of the data."""
-    excluded = {"data", "tracking", "checkpoint", "promote", "device", "resume", "folds", "from_run"}
+    excluded = {"data", "tracking", "checkpoint", "promote", "device", "resume", "folds", "from_run", "nproc", "distributed"}
     options = cfg.model_dump(mode="json", exclude=excluded)
     for key in ("eval_batch_size", "profile"):
         options["training"].pop(key)

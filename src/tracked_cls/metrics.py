@@ -38,6 +38,12 @@ class Sums:
         self.correct += right.sum()
         self.count += len(right)
 
+    def add_totals(self, loss: float, correct: float, count: float) -> None:
+        """Add the batch of a step that several processes took together: the sums over all its images."""
+        self.loss += loss
+        self.correct += int(correct)
+        self.count += int(count)
+
     @property
     def mean_loss(self) -> float:
         """Mean over samples."""

@@ -15,6 +15,7 @@ from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.encode import to_png
 from tracked_cls.data.sources import SPLITS
+from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.errors import UserError
 from tracked_cls.experiment import Outcome
 from tracked_cls.prediction import Predictions
@@ -42,12 +43,12 @@ class Training:
     next_command: str
 
 
-def train(cfg: TrainConfig, tracker: Tracker) -> Training:
-    """Train one model, or one per fold."""
+def train(cfg: TrainConfig, tracker: Tracker, ranks: Ranks = ALONE) -> Training:
+    """Train one model, or one per fold; as the first of several processes, together with them."""
     if cfg.folds is not None:
         across = folds.run(cfg, tracker)
         return Training(folds.lines(across), folds.next_command(across))
-    outcome = experiment.run(cfg, tracker)
+    outcome = experiment.run(cfg, tracker, ranks=ranks)
     command = f"mlflow run . -e predict --env-manager local -P input=FOLDER -P model=runs:/{outcome.run_id}"
     if outcome.promotion.verdict == "waiting":
         command = "mlflow run . -e sync --env-manager local"

@@ -143,6 +143,13 @@ def open_or_prepare(
     return folded(preparation.prepared, data)
 
 
+def open_or_build(data: DataConfig, tracking: TrackingConfig, transforms: TransformsConfig) -> Prepared:
+    """Return the prepared set of a configuration, prepared now where it is not there; no run tells of it."""
+    source, store = scan_input(data, tracking), workspace(tracking) / data.store
+    found = find(data, store, source)
+    return found if found is not None else folded(build(data, store, source, transforms), data)
+
+
 def lines(preparation: Preparation) -> list[str]:
     """Return what a person wants to know after a preparation."""
     prepared = preparation.prepared

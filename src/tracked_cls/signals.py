@@ -64,6 +64,11 @@ def deferred() -> Iterator[Callable[[], bool]]:
             raise Interrupted(signum)
 
 
+def join_in() -> None:
+    """Behave as on SIGTERM: another process of this work was told to stop."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 def watch_launcher() -> None:
     """Behave as on SIGTERM once whoever started this process is gone: `mlflow run`, ended alone, tells its child nothing."""
     launchers = processes.launchers()

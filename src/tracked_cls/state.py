@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from tracked_cls.data.loaders import num_batches
 from tracked_cls.metrics import Sums
 from tracked_cls.models import Shape
 
-_POSITION = ("epoch", "batch", "parts", "lr", "ranking", "hurdle", "stale_epochs")
+_POSITION = ("epoch", "batch", "parts", "lr", "ranking", "hurdle", "stale_epochs", "world_size")
 
 
 @dataclass
@@ -27,7 +28,7 @@ class TrainState:
 
     `epoch` counts finished epochs, `batch` the finished batches of the one under way; `lr` is the rate of the last batch.
     A step is computed in `parts`, whose gradients add up. `ranking` holds (score, loss, epoch) of every epoch, the best
-    first. `frozen` names the parameters that stay as they are, until an epoch thaws them.
+    first. `frozen` names the parameters that stay as they are, until an epoch thaws them. `world_size` processes train it.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class TrainState:
     ranking: list[tuple[float, float, int]] = field(default_factory=list)
     hurdle: float = -math.inf
     stale_epochs: int = 0
+    world_size: int = 1
 
     @classmethod
     def create(cls, cfg: TrainConfig, shape: Shape, *, train_images: int, compute: Compute) -> TrainState:
@@ -132,6 +134,16 @@ class TrainState:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def to_bytes(self) -> bytes:
+        """Return `state_dict` as other processes read it."""
+        buffer = io.BytesIO()
+        torch.save(self.state_dict(), buffer)
+        return buffer.getvalue()
+
+    def load_bytes(self, content: bytes) -> None:
+        """Continue from `to_bytes`."""
+        self.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
     def load_network(self, state: dict[str, Any]) -> None:
         """Load the weights of `network` alone from a `state_dict`."""

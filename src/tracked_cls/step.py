@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from tracked_cls import losses, metrics, profiling
+from tracked_cls import losses, metrics, profiling, randomness
 from tracked_cls.compute import is_out_of_memory, release_memory
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.data.loaders import Batch, Split
+from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.losses import Teacher
 from tracked_cls.state import TrainState, images_per_step
@@ -44,52 +47,94 @@ class _Done(NamedTuple):
     loss: Tensor
     right: Tensor
 
+    @property
+    def sums(self) -> tuple[float, float, float]:
+        """Loss and hits summed over the images, and their number."""
+        return float(self.loss) * len(self.right), float(self.right.sum()), float(len(self.right))
+
 
 class Stepper:
-    """Takes steps on a state, as a configuration says."""
+    """Takes steps on a state, as a configuration says; where `ranks` are several, each of them with its part of the batch."""
 
-    def __init__(self, cfg: TrainConfig, state: TrainState, train: Split, teacher: Teacher | None = None) -> None:
-        self._cfg, self._state, self._train = cfg, state, train
+    def __init__(
+        self, cfg: TrainConfig, state: TrainState, train: Split, teacher: Teacher | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self._cfg, self._state, self._train, self._ranks = cfg, state, train, ranks
         self._compute = train.feed.compute
         self._multi_label = train.prepared.manifest.multi_label
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(state.model) if cfg.training.compile else state.model
+        self._replica: DistributedDataParallel | None = None
+        self._trained: list[bool] = []
         loss_of = losses.make_loss(cfg.loss, class_counts(train), train.prepared.manifest.classes)
         self._loss_of = loss_of if teacher is None else losses.distillation(cfg.loss, loss_of, teacher)
 
+    def start(self) -> None:
+        """Get ready for steps, with the weights that are trained from now on."""
+        trained = [parameter.requires_grad for parameter in self._state.model.parameters()]
+        if trained == self._trained:
+            return
+        self._trained = trained
+        self._replica = self._ranks.replica(self._state.model) if self._ranks.are_several else None
+        network = self._replica or self._state.model
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(network) if self._cfg.training.compile else network
+
     def step(self, batch: Batch) -> None:
         """Move the weights by one batch. Where memory does not suffice, the batch is computed in twice as many parts."""
-        state = self._state
+        state, ranks = self._state, self._ranks
+        if ranks.are_several:
+            torch.manual_seed(self._own_seed())
         done = self._passes(batch)
         while done is None:
             self._use_more_parts(len(batch.images))
             done = self._passes(batch)
         state.lr = state.schedule.lr
-        if not math.isfinite(float(done.loss)):
-            raise Diverged("train_loss", float(done.loss), state, self._sample_ids())
+        totals = None if not ranks.are_several else ranks.total(done.sums)
+        loss = float(done.loss) if totals is None else totals[0] / totals[2]
+        if not math.isfinite(loss):
+            raise Diverged("train_loss", loss, state, self._sample_ids())
         with profiling.part("optimizer"):
             self._update()
         state.schedule.after_step()
-        state.sums.add(done.loss, done.right)
+        if totals is None:
+            state.sums.add(done.loss, done.right)
+        else:
+            state.sums.add_totals(*totals)
         state.batch += 1
+
+    def _own_seed(self) -> int:
+        """Return what this process draws dropout from in this step: where it stands says it, so nothing has to be saved."""
+        state, ranks = self._state, self._ranks
+        place = np.array([state.batch * ranks.world_size + ranks.rank], np.uint64)
+        return int(randomness.seeds(self._cfg.seed, state.epoch, place)[0] >> np.uint64(1))
 
     def _passes(self, batch: Batch) -> _Done | None:
         """Leave the gradient of the mean loss of a batch in the weights; return None where memory ran out."""
         self._state.optimizer.zero_grad(set_to_none=True)
         size = len(batch.images)
+        parts = list(_parts(batch, self._state.parts))
         try:
-            done = [self._part(part, size) for part in _parts(batch, self._state.parts)]
+            done = []
+            for number, part in enumerate(parts, 1):
+                with self._gathering(is_last=number == len(parts)):
+                    done.append(self._part(part, batch.step_images or size))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self._ranks.are_several:  # the others are in the middle of adding up
+                raise UserError(f"memory of process {self._ranks.rank} does not suffice for {len(parts[0].images)} images at a "
+                                "time; lower batch_size, or raise training.accumulate") from None  # fmt: skip
             return None  # outside the handler, whose traceback holds what was allocated
         if len(done) == 1:
             return done[0]
         shares = torch.tensor([len(part.right) / size for part in done], dtype=torch.float64, device=done[0].loss.device)
         return _Done((torch.stack([part.loss for part in done]) * shares).sum(), torch.cat([part.right for part in done]))
 
+    def _gathering(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Have gradients added up over the processes with the last part of a batch only."""
+        return nullcontext() if self._replica is None or is_last else self._replica.no_sync()
+
     def _part(self, part: Batch, size: int) -> _Done:
-        """Add the gradient of one part of a batch of `size` images."""
-        share = losses.gradient_share(self._cfg.loss, len(part.images), size)
+        """Add the gradient of one part of a step of `size` images."""
+        share = losses.gradient_share(self._cfg.loss, len(part.images), size) * self._ranks.world_size  # their mean is taken
         with profiling.part("forward"):
             with self._compute.autocast():
                 logits = self._forward(part.images)

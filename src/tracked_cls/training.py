@@ -13,6 +13,7 @@ from torch import nn
 from tracked_cls import evaluation, freezing, losses
 from tracked_cls.config import TrainConfig
 from tracked_cls.data.loaders import Split
+from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.metrics import Sums
 from tracked_cls.profiling import timed
 from tracked_cls.state import Plan, TrainState, images_per_step
@@ -58,25 +59,34 @@ class EpochResult:
 
 
 def fit(
-    state: TrainState, cfg: TrainConfig, *, train: Split, val: Split, teacher: losses.Teacher | None = None
+    state: TrainState,
+    cfg: TrainConfig,
+    *,
+    train: Split,
+    val: Split,
+    teacher: losses.Teacher | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress | EpochResult]:
     """Train from where `state` stands to the last step, yielding after every step and every epoch.
 
     What is done to the images is a matter of the splits (`data.loaders.Feed`). At each yield the state is consistent: saved
-    there and loaded into a new one, training goes on bit for bit the same.
+    there and loaded into a new one, training goes on bit for bit the same. Of several processes all are at the same place.
     Raises `Diverged` where a loss is not finite.
     """
     plan = Plan.of(cfg, len(train))
-    stepper = Stepper(cfg, state, train, teacher)
+    stepper = Stepper(cfg, state, train, teacher, ranks)
     while state.epoch < plan.num_epochs:
         started, seen_before = time.perf_counter(), state.sums.count
         num_steps = plan.steps_of(state.epoch)
         _start_epoch(state, cfg)
-        batches = train.train_batches(batch_size=images_per_step(cfg), seed=cfg.seed, epoch=state.epoch, start=state.batch)
+        stepper.start()
+        batches = train.train_batches(
+            batch_size=images_per_step(cfg), seed=cfg.seed, epoch=state.epoch, start=state.batch, ranks=ranks
+        )
         for batch in timed("data", itertools.islice(batches, num_steps - state.batch)):
             stepper.step(batch)
             yield Progress(state.epoch + 1, state.batch, num_steps)
-        yield _end_epoch(state, cfg, train, val, started=started, seen_before=seen_before)
+        yield _end_epoch(state, cfg, train, val, ranks, started=started, seen_before=seen_before)
 
 
 def _start_epoch(state: TrainState, cfg: TrainConfig) -> None:
@@ -89,14 +99,13 @@ def _start_epoch(state: TrainState, cfg: TrainConfig) -> None:
 
 
 def _end_epoch(
-    state: TrainState, cfg: TrainConfig, train: Split, val: Split, *, started: float, seen_before: int
+    state: TrainState, cfg: TrainConfig, train: Split, val: Split, ranks: Ranks, *, started: float, seen_before: int
 ) -> EpochResult:
     """Validate, move the schedule on and close the books of the epoch."""
     train_loss, train_accuracy = state.sums.mean_loss, state.sums.accuracy  # waits for the device
     seconds = time.perf_counter() - started
     refresh_batchnorm(state.network, cfg, train, epoch=state.epoch)
-    scores = evaluation.score(state.network, val.eval_batches(cfg.training.eval_batch_size))
-    val_loss = scores.loss
+    val_loss, val_accuracy = evaluation.validate(state.network, val, cfg.training.eval_batch_size, ranks)
     if not math.isfinite(val_loss):
         raise Diverged("val_loss", val_loss, state)
     images_per_second = (state.sums.count - seen_before) / seconds
@@ -108,7 +117,7 @@ def _end_epoch(
         train_loss=train_loss,
         train_accuracy=train_accuracy,
         val_loss=val_loss,
-        val_accuracy=scores.accuracy,
+        val_accuracy=val_accuracy,
         lr=state.lr,
         seconds=seconds,
         images_per_second=images_per_second,

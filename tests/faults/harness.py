@@ -13,12 +13,13 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
 from multiprocessing import forkserver
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOG = "commands.log"
 STEPS = "steps"  # a byte for every optimizer step that was taken
 _LONGEST_SECONDS = 300.0
+_TOLD = "SIGTERM"
 
 Kill = float | str  # seconds after the start, or a failpoint with its count: "checkpoint.before_rename:3"
 
@@ -129,6 +131,85 @@ def attempt(command: Command, kill: Kill | None, *, forked: bool = True) -> int:
     return code
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process that trains with others stands: its number, how many there are, the port where they meet.
+
+    `sees_first`: whether it finds the files of the first one, as on the same machine.
+    """
+
+    rank: int
+    count: int
+    port: int
+    sees_first: bool = True
+
+    def take(self) -> None:
+        """Tell this process what a launcher tells."""
+        number, count = str(self.rank), str(self.count)
+        os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "GLOO_SOCKET_IFNAME": "lo"}
+        if not self.sees_first and self.rank:
+            from tracked_cls import job
+
+            os.environ["LOCAL_RANK"] = "0"
+            job.COMPLETE = "of another machine"  # type: ignore[misc]
+
+
+def together(
+    command: Command,
+    count: int,
+    *,
+    kills: Mapping[int, Kill] | None = None,
+    own: Mapping[int, Sequence[str]] | None = None,
+    sees_first: bool = True,
+    absent: int = 0,
+) -> list[int]:
+    """Run a command in so many processes that train together, the last of them `absent`; return their exit codes.
+
+    `kills` and `own` say what happens to one of them, by its rank, and which words it has besides: "SIGTERM" is sent once steps
+    are taken. As by a launcher, once one has failed the others are told to stop.
+    """
+    kills, port, steps = kills or {}, _free_port(), _steps_of(command)
+    ranks = []
+    for rank in range(count - absent):
+        words = (*command.words, *(own or {}).get(rank, ()))
+        failpoint = kill if isinstance(kill := kills.get(rank), str) and kill != _TOLD else None
+        ranks.append(_fork(_be, replace(command, words=words), failpoint, Place(rank, count, port, sees_first)))
+    started, told = time.monotonic(), False
+    try:
+        while any(process.exitcode is None for process in ranks):
+            if time.monotonic() - started > _LONGEST_SECONDS:
+                raise AssertionError(f"the processes of {command.verb} hang:\n{tail(command)}")
+            for rank, kill in kills.items():
+                if isinstance(kill, float) and time.monotonic() - started > kill:
+                    _kill_group(ranks[rank].pid)
+                if kill == _TOLD and _steps_of(command) > steps + 40 and not told:
+                    told = True
+                    os.kill(ranks[rank].pid, signal.SIGTERM)
+            if not told and any(process.exitcode for process in ranks):
+                told = True
+                for process in ranks:
+                    if process.exitcode is None:
+                        os.kill(process.pid, signal.SIGTERM)
+            time.sleep(0.05)
+    finally:
+        for process in ranks:
+            _kill_group(process.pid)
+            process.join(60)
+    return [process.exitcode for process in ranks]
+
+
+def _steps_of(command: Command) -> int:
+    path = command.home / STEPS
+    return path.stat().st_size if path.exists() else 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _wait(process: Any, seconds: float) -> int | None:
     """Return the exit code of a process, None where it still goes on after `seconds`."""
     if isinstance(process, subprocess.Popen):
@@ -161,9 +242,11 @@ def _stop_strange_server() -> None:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
-def _be(command: Command, failpoint: str | None) -> None:
+def _be(command: Command, failpoint: str | None, place: Place | None = None) -> None:
     """Be a command: a group of processes, its output in a file, its optimizer steps counted."""
     os.setsid()
+    if place is not None:
+        place.take()
     _redirect(command.home / LOG)
     os.chdir(command.home)
     from pipelines.command import command as ended_by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ class Site:
 
     # ---- commands ----------------------------------------------------------------------------------------------------
 
-    def train(self, name: str, *extra: str, epochs: int = 3) -> Command:
+    def train(self, name: str, *extra: str, epochs: int = 3, network: Sequence[str] = _NETWORK) -> Command:
         """Train on the digits for some epochs of 21 steps, with a checkpoint after nearly every one."""
-        words = (*_NETWORK, "--epochs", str(epochs), "--training.ema", "0.9", "--checkpoint.at_end", "keep")
+        words = (*network, "--epochs", str(epochs), "--training.ema", "0.9", "--checkpoint.at_end", "keep")
         return self._learn("train", name, *words, "--checkpoint.every_seconds", "0.01", *extra)
 
     def tune(self, name: str, *extra: str) -> Command:

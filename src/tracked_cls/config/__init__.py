@@ -5,7 +5,14 @@ from tracked_cls.config.network import FreezeConfig, ModelConfig
 from tracked_cls.config.objective import LossConfig
 from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.parse import load, override, resolve
-from tracked_cls.config.sections import CheckpointConfig, GateSection, PromoteSection, TrackingConfig, TrainingConfig
+from tracked_cls.config.sections import (
+    CheckpointConfig,
+    DistributedConfig,
+    GateSection,
+    PromoteSection,
+    TrackingConfig,
+    TrainingConfig,
+)
 from tracked_cls.config.sentences import near_key, option_value
 from tracked_cls.config.transforms import CROPS, MIXES, TRANSFORM_NAMES, TransformsConfig, TransformSpec
 from tracked_cls.config.tree import Section, flatten, to_yaml
@@ -31,6 +38,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "DataIdentity",
+    "DistributedConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FreezeConfig",

@@ -44,6 +44,9 @@ class TrainingConfig(Section):
         "on CPUs that multiply it (AVX512-BF16), where it is 1.1 to 2.1 times faster, else float32; tried on 64 images first",
     )
     channels_last: bool = option(True, "memory layout of images and filters; on CPU 2-4 times faster for convolutions")
+    sync_batchnorm: bool = option(
+        False, "with several processes: BatchNorm over the images of all of them, not of each alone; costs time in every step"
+    )
     compile: bool = option(False, "torch.compile the network: seconds to minutes of compilation first")
     clip_norm: float | None = option(None, "largest norm of all gradients together, clipped after backward", unset="off", gt=0)
     clip_value: float | None = option(None, "largest absolute value of a gradient's entry", unset="off", gt=0)
@@ -98,6 +101,21 @@ class CheckpointConfig(Section):
         "so too with training.on_nan=rollback)",
         gt=0,
         le=1,
+    )
+
+
+class DistributedConfig(Section):
+    """Several processes that train together."""
+
+    timeout_seconds: float = option(
+        60.0,
+        "how long a process waits for the others, at the start and in a step, before it gives up",
+        unit="s",
+        ge=1,
+        le=86400,
+    )
+    restarts: int = option(
+        2, "with nproc: how often all are started again, from the newest checkpoint, after one of them was killed", ge=0, le=100
     )
 
 

@@ -13,6 +13,7 @@ from tracked_cls.config.optimization import OptimizerConfig, SchedulerConfig
 from tracked_cls.config.sections import (
     CheckpointConfig,
     ContestSection,
+    DistributedConfig,
     EvaluateSection,
     ExportSection,
     PredictSection,
@@ -90,6 +91,12 @@ class TrainConfig(Verb, _Compute):
         None, "train so many models, each validated on another part of the training images; none is registered",
         unit="folds", unset="off", ge=2, le=100,
     )  # fmt: skip
+    nproc: int = option(
+        1,
+        "processes of this machine that train one network together, each with its share of every batch, of the threads and of "
+        "the GPUs (DistributedDataParallel); several machines: torchrun",
+        unit="processes", ge=1, le=1024,
+    )  # fmt: skip
     fast_dev_run: bool = option(False, "send one batch through everything, to see that it works; never registered")
     overfit_batches: int | None = option(
         None, "train and validate on the same first batches only: a network that cannot learn them by heart has a mistake",
@@ -115,6 +122,7 @@ class TrainConfig(Verb, _Compute):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     promote: PromoteSection = PromoteSection()
+    distributed: DistributedConfig = DistributedConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("from_run")
@@ -142,6 +150,10 @@ class TrainConfig(Verb, _Compute):
         if self.loader.sampler == "balanced" and self.loss.class_weights in ("balanced", "effective"):
             raise UserError(
                 f"loader.sampler=balanced and loss.class_weights={self.loss.class_weights} weigh classes twice; choose one"
+            )
+        if self.folds is not None and self.nproc > 1:
+            raise UserError(
+                "folds and nproc do not go together: train one fold at a time, with data.folds, data.fold and nproc"
             )
         if self.fast_dev_run and self.overfit_batches is not None:
             raise UserError("fast_dev_run and overfit_batches do not go together; choose one")
@@ -176,6 +188,8 @@ class MainConfig(TrainConfig):
     def _ends_with_a_model(self) -> MainConfig:
         if self.folds is not None:
             raise UserError("folds belongs to train: main ends with one model, and folds makes none")
+        if self.nproc > 1:
+            raise UserError("nproc belongs to train: main evaluates and predicts in the process that trains")
         return self
 
 
@@ -194,6 +208,8 @@ class TuneConfig(TrainConfig):
         for key in ("folds", "overfit_batches"):
             if getattr(self, key) is not None:
                 raise UserError(f"{key} does not go with tune")
+        if self.nproc > 1:
+            raise UserError("nproc does not go with tune, whose trials run side by side: give tune.workers")
         if self.resume == "never":
             raise UserError("resume=never does not go with tune, which continues a study by its name; give another tune.study")
         if self.fast_dev_run:

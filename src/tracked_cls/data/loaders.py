@@ -17,6 +17,7 @@ from tracked_cls.data.cache import Prepared
 from tracked_cls.data.feed import Feed, Keys
 from tracked_cls.data.items import ImageDataset, Indices
 from tracked_cls.data.preprocess import Preprocess
+from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.errors import UserError
 from tracked_cls.losses import as_shares
 
@@ -27,13 +28,15 @@ class Batch(NamedTuple):
     """What a network is fed: images float32 [B,C,S,S] normalised (clips [B,T,C,S,S]) and targets.
 
     Targets are labels int64 [B], several labels uint8 [B,K], or mixed shares float32 [B,K]; weights are float32 [B] with a
-    mean of 1 over the split. With several `views` of each image, `images` holds them next to each other: [B*views,...].
+    mean of 1 over the split. With several `views` of each image, `images` holds them next to each other: [B*views,...]. It is a
+    part of the `step_images` of a step, which several processes take together, or all of them.
     """
 
     images: Tensor
     targets: Tensor
     weights: Tensor | None = None
     views: int = 1
+    step_images: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +64,28 @@ class Split:
         for indices, (images, num_views) in zip(chosen, self.feed.plain(chosen), strict=True):
             yield Batch(images, self._labels(indices), views=num_views)
 
-    def train_batches(self, *, batch_size: int, seed: int, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield augmented batches of one epoch from batch number `start` on.
+    def shared(self, ranks: Ranks) -> Split:
+        """Return this process's part of the samples."""
+        return replace(self, indices=self.indices[ranks.share(len(self))])
 
-        The order is a function of (seed, epoch, position), the augmentation of (seed, epoch, sample).
+    def train_batches(self, *, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks = ALONE) -> Iterator[Batch]:
+        """Yield this process's part of the augmented batches of one epoch, from batch number `start` on.
+
+        The order is a function of (seed, epoch, position), the augmentation of (seed, epoch, sample), a mixed image's partner
+        the one before it in the batch: all the same for any number of processes.
         """
         order = self._order(seed, epoch)
         keys = _occurrences(self.prepared.manifest.keys[order], order)
         count = num_batches(len(order), batch_size)
-        chosen, own = np.array_split(order, count)[start:], np.array_split(keys, count)[start:]
+        whole, whole_keys = np.array_split(order, count)[start:], np.array_split(keys, count)[start:]
+        before = int(ranks.are_several and self.feed.mixing is not None)  # a partner for the first image of a part
+        parts = [_part(len(batch), ranks, before) for batch in whole]
+        chosen = [batch[part] for batch, part in zip(whole, parts, strict=True)]
+        own = [batch[part] for batch, part in zip(whole_keys, parts, strict=True)]
         images_of = self.feed.augmented(chosen, own, seed=seed, epoch=epoch)
-        for indices, batch_keys, images in zip(chosen, own, images_of, strict=True):
+        for indices, batch_keys, images, batch in zip(chosen, own, images_of, whole, strict=True):
             mixed, targets = self.mix(images, indices, batch_keys, seed=seed, epoch=epoch)
-            yield Batch(mixed, targets, self._weights_of(indices))
+            yield Batch(mixed[before:], targets[before:], self._weights_of(indices[before:]), step_images=len(batch))
 
     def chosen(self, *, batch_size: int, seed: int, epoch: int) -> list[Indices]:
         """Return the positions in the manifest of each batch of an epoch."""
@@ -121,6 +133,12 @@ class Split:
     def _weights_of(self, chosen: Indices) -> Tensor:
         weights = np.asarray(self.prepared.manifest.weights[chosen]) / self._mean_weight
         return torch.from_numpy(weights.astype(np.float32)).to(self.feed.compute.device, non_blocking=True)
+
+
+def _part(size: int, ranks: Ranks, before: int) -> slice | Indices:
+    """Return where this process's part of a batch is, with as many of the places `before` it; the batch is a ring."""
+    part = ranks.share(size)
+    return np.arange(part.start - before, part.stop) if before else part
 
 
 def num_batches(size: int, batch_size: int) -> int:

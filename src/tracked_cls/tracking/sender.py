@@ -51,8 +51,10 @@ class Sender:
         self._thread: threading.Thread | None = None
 
     def take(self, journal: Journal) -> None:
-        """Deliver a journal from now on."""
+        """Deliver a journal from now on; raises `RuntimeError` once closed, when nobody would."""
         with self._news:
+            if self._closing:
+                raise RuntimeError("this tracker was closed: its runs would never arrive")
             self._lines.setdefault(journal.key, _Line(journal))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="sender", daemon=True)

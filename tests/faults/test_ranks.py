@@ -1,0 +1,125 @@
+"""Several processes that train together: the numbers of one, and a training that goes on after any of them is killed."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.faults import remains
+from tests.faults.harness import ask, run, tail, together
+from tests.faults.jobs import Site
+
+LAYERS = "[{Conv2d: {out_channels: 8, kernel_size: 3}}, ReLU, {MaxPool2d: {kernel_size: 2}}, Flatten, Linear]"
+PLAIN = (
+    "--model",
+    "sequential",
+    "--model.args",
+    f"{{layers: {LAYERS}}}",
+    "--threads",
+    "1",
+    "--training.precision",
+    "float32",
+)
+MIXED = ("--transforms.train", "[{RandomAffine: {degrees: 10}}, {MixUp: {alpha: 0.2}}]")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A workspace with prepared digits."""
+    return Site(tmp_path_factory.mktemp("ranks"))
+
+
+def curves(site, name):
+    """Return name -> value by epoch of the one training of an experiment."""
+    (only,) = ask(remains.of_run, site.uri, name, "train")
+    assert only["status"] == "FINISHED"
+    return {(key, step): float.fromhex(value) for key, step, value in only["history"] if key != "parity_max_difference"}
+
+
+@pytest.fixture(scope="module")
+def whole(site):
+    """What two processes leave that nobody disturbs: BatchNorm, dropout, a moving average, checkpoints inside epochs."""
+    assert together(site.train("whole"), 2) == [0, 0]
+    return site.left("whole", "train")
+
+
+def test_several_processes_train_to_the_numbers_of_one(site):
+    run(site.train("alone", *MIXED, network=PLAIN))
+    assert together(site.train("three", *MIXED, network=PLAIN), 3) == [0, 0, 0]
+
+    assert curves(site, "three") == pytest.approx(curves(site, "alone"), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits_again(site, whole):
+    assert together(site.train("again"), 2) == [0, 0]
+
+    assert site.left("again", "train") == whole
+
+
+@pytest.mark.parametrize(("rank", "kill"), [(0, "train.before_save:25"), (1, 2.0)])
+def test_a_training_of_which_one_process_is_killed_goes_on_to_the_same_bits(site, whole, rank, kill):
+    name = f"killed-{rank}-{str(kill).replace('.', '-').replace(':', '-')}"
+    codes = together(site.train(name), 2, kills={rank: kill})
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] in (1, 128 + signal.SIGTERM), tail(site.train(name))
+
+    assert together(site.train(name), 2) == [0, 0]
+
+    assert site.left(name, "train") == whole
+
+
+def test_it_may_go_on_in_another_number_of_processes_and_says_what_that_changes(site, whole):
+    assert together(site.train("fewer"), 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
+
+    run(site.train("fewer"))
+
+    assert "by 1 process instead of 2" in tail(site.train("fewer"))
+    found, expected = curves(site, "fewer"), curves(site, "whole")
+    assert found.keys() == expected.keys()
+    assert found["train_loss", 1] == expected["train_loss", 1]
+    assert found["train_loss", 3] == pytest.approx(expected["train_loss", 3], rel=0.05)
+
+
+def test_told_to_stop_all_of_them_stop_at_one_step_and_the_run_is_killed(site, whole):
+    command = site.train("stopped")
+    codes = together(command, 2, kills={1: "SIGTERM"})
+    assert codes == [128 + signal.SIGTERM] * 2, tail(command)
+    assert "the same command continues from here" in tail(command)
+    (only,) = ask(remains.of_run, site.uri, "stopped", "train")
+    assert only["status"] == "KILLED"
+
+    assert together(command, 2) == [0, 0]
+
+    assert site.left("stopped", "train") == whole
+
+
+# ---- what cannot work is said, by one of them ------------------------------------------------------------------------
+
+
+def test_processes_that_prepared_other_data_do_not_train(site):
+    command = site.train("other-data")
+    other = ("--data.split_seed", "7", "--data.store", str(site.home / "data-of-another-machine"))
+
+    assert together(command, 2, own={1: other}, sees_first=False) == [2, 1]
+
+    said = [line for line in tail(command).splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert "the processes have prepared different images" in said[0]
+    assert ask(remains.of_run, site.uri, "other-data", "train") == []
+
+
+def test_a_process_that_nobody_comes_to_says_so_and_ends(site):
+    command = site.train("lonely", "--distributed.timeout_seconds", "2")
+
+    assert together(command, 2, absent=1) == [2]
+
+    assert "error: process 0 of 2 waited 2 s for the others" in tail(command)
+
+
+def test_shares_too_small_for_batchnorm_are_refused(site):
+    command = site.train("small-shares", "--limit", "12", "--batch_size", "4")
+
+    assert together(command, 3)[0] == 2
+
+    assert "batch_size=4: steps of 4 images give 3 processes fewer than 2 each" in tail(command)
