@@ -32,7 +32,7 @@ from tracked_cls.errors import UserError, lookup  # noqa: E402
 RESULTS, PAGE = ROOT / "benchmarks" / "results.json", ROOT / "benchmarks" / "RESULTS.md"
 MODULES = (  # in the order of the page
     *("training", "peers.rows", "feeding", "overhead", "startup", "accuracy"),
-    *("preparing", "memory", "trials", "photos"),
+    *("preparing", "memory", "trials", "photos", "together", "scale"),
 )
 Results = dict[str, dict[str, Any]]
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy, feeding, memory, preparing, startup, trials
+from benchmarks import accuracy, feeding, memory, preparing, scale, startup, together, trials
 from benchmarks.measuring import Found, LeftOut, Terms
+from tracked_cls.compute import cpu
 from tracked_cls.config import PrepareConfig, TrainConfig, TuneConfig, load
+from tracked_cls.data.cache import open_partial
+from tracked_cls.data.loaders import Feed, open_split
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (accuracy, feeding, memory, preparing, startup, trials)
@@ -69,6 +72,7 @@ def test_row_without_its_pictures_is_left_out_by_name(name, tmp_path):
         pytest.param(TrainConfig, [*accuracy.SHORT, *accuracy.AS_SHIPPED], id="BatchNorm as shipped"),
         *(pytest.param(TrainConfig, words, id=f"modes of {name}") for name, words in accuracy.MODES.items()),
         pytest.param(TrainConfig, trials.RECIPE, id="trainings one by one"),
+        pytest.param(TrainConfig, [*together.RECIPE, "--nproc", "2"], id="several processes"),
         pytest.param(TuneConfig, [*trials.RECIPE, *trials.tune_words("study", 20)], id="tune"),
     ],
 )
@@ -85,6 +89,19 @@ def test_both_sides_of_tuning_train_the_same(tmp_path):
     assert (searched.tune.trials, searched.tune.workers, searched.threads, searched.tune.pruner.name) == (20, 2, 1, "none")
     for key in ("model", "optimizer", "scheduler", "transforms", "data", "training", "epochs", "batch_size", "limit"):
         assert getattr(searched, key) == getattr(alone, key), key
+
+
+def test_a_set_of_the_scale_rows_is_one_that_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "HELD_OUT", 20)
+    monkeypatch.setattr(scale, "_ROWS", 100)
+    scale.write_set(tmp_path / "set", 300)
+
+    prepared = open_partial(tmp_path / "set")
+    assert [prepared.manifest.num_of(split) for split in ("train", "val", "test")] == [300, 20, 20]
+    assert (len(set(prepared.manifest.ids)), prepared.manifest.paths[339]) == (340, f"{339:016x}")
+    batches = list(open_split(Feed(prepared, cpu()), "train").train_batches(batch_size=64, seed=0, epoch=0, start=0))
+    assert [tuple(batch.images.shape) for batch in batches] == [(60, 1, 28, 28)] * 5
+    assert all((batch.images == -1).all() for batch in batches)
 
 
 # ---- how rows conclude -----------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import torch
 from learning_data import digits, make_feed, make_prepared, noise
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from tracked_cls import randomness
 from tracked_cls.data.loaders import ImageDataset, num_batches, open_split, preview, some
+from tracked_cls.distributed import Ranks
 from tracked_cls.errors import UserError
 
 AUGMENTED = [{"RandomAffine": {"degrees": 20}}, {"RandomCrop": {"padding": 1}}]
@@ -184,7 +186,7 @@ def visits(split, epochs=40):
     """Return how often each position was visited over some epochs."""
     counts = np.zeros(len(split.prepared.manifest), int)
     for number in range(epochs):
-        np.add.at(counts, split._order(0, number), 1)
+        np.add.at(counts, split.order(batch_size=8, seed=0, epoch=number).visits(0, len(split)).indices, 1)
     return counts
 
 
@@ -192,7 +194,7 @@ def test_balanced_sampling_draws_all_classes_equally_often():
     split = train_split(noise([0] * 90 + [1] * 9 + [2]), sampler="balanced")
     by_class = np.bincount(split.prepared.manifest.labels, weights=visits(split), minlength=3)
     np.testing.assert_allclose(by_class / by_class.sum(), 1 / 3, atol=0.03)
-    assert all(len(split._order(0, number)) == 100 for number in range(3))
+    assert all(split.order(batch_size=8, seed=0, epoch=number).size == 100 for number in range(3))
 
 
 def test_weighted_sampling_follows_the_weights_of_the_data():
@@ -297,7 +299,7 @@ def test_an_epoch_goes_on_with_new_workers_and_the_same_images_when_one_was_kill
 def test_workers_that_are_lost_again_and_again_are_the_users_to_help(monkeypatch, capsys):
     monkeypatch.setattr(ImageDataset, "batch", lambda self, request: os.kill(os.getpid(), signal.SIGKILL))  # as a decoder may
     split = train_split(digits(), BY_SAMPLE, workers=1)
-    ids = [split.prepared.manifest.ids[index] for index in split.chosen(batch_size=64, seed=0, epoch=0)[0][:5]]
+    ids = [split.prepared.manifest.ids[index] for index in split.order(batch_size=64, seed=0, epoch=0).batch(0).indices[:5]]
     with pytest.raises(UserError, match=f"SIGKILL .* at the samples {', '.join(ids)} and 30 more or later, as 3 before it"):
         epoch(split, batch_size=64)
     assert capsys.readouterr().out.count("new ones take over") == 3
@@ -403,3 +405,45 @@ def test_a_dataset_sent_to_another_process_opens_its_files_anew(tmp_path):
     sent = pickle.dumps(dataset)
     assert len(sent) < 10_000
     assert torch.equal(pickle.loads(sent)[7].image, dataset[7].image)
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def shares(split, world_size, **options):
+    """Return the batches of each process, without the processes."""
+    ranks = [Ranks(rank, world_size) for rank in range(world_size)]
+    return [list(split.train_batches(batch_size=16, seed=3, epoch=1, start=0, ranks=each, **options)) for each in ranks]
+
+
+def test_an_epoch_is_what_the_permutation_of_its_seed_says():
+    split = train_split(numbered(100))
+
+    expected = np.array_split(randomness.permutation(3, 1, 100), num_batches(100, 16))
+
+    assert [batch.targets.tolist() for batch in epoch(split, 16, seed=3, epoch=1)] == [part.tolist() for part in expected]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    "transforms", [None, AUGMENTED, [*AUGMENTED, {"MixUp": {"alpha": 0.4}}]], ids=["plain", "own", "mixed"]
+)
+def test_the_shares_of_several_processes_are_the_batch_of_one(world_size, transforms):
+    split = train_split(numbered(50), transforms)
+    whole = epoch(split, 16, seed=3, epoch=1)
+
+    for batch, *parts in zip(whole, *shares(split, world_size), strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
+        assert torch.equal(torch.cat([part.weights for part in parts]), batch.weights)
+        assert {part.step_images for part in parts} == {len(batch.images)}
+        assert max(map(len, (part.images for part in parts))) - min(map(len, (part.images for part in parts))) <= 1
+
+
+def test_a_split_is_shared_without_a_sample_lost_or_doubled():
+    split = train_split(numbered(11))
+
+    parts = [split.shared(Ranks(rank, 4)).indices.tolist() for rank in range(4)]
+
+    assert [index for part in parts for index in part] == split.indices.tolist()
+    assert sorted(map(len, parts)) == [2, 3, 3, 3]

@@ -79,3 +79,53 @@ def test_permutation_puts_every_sample_everywhere():
     places = np.array([randomness.permutation(0, epoch, 10) for epoch in range(2000)])
     counts = np.stack([np.bincount(places[:, column], minlength=10) for column in range(10)])
     assert (stats.chisquare(counts, axis=1).pvalue > 0.001).all()
+
+
+# ---- orders too long to be held --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worked_out(monkeypatch):
+    """Have every order worked out in small blocks, as those of millions are."""
+    monkeypatch.setattr(randomness, "_WHOLE", 0)
+    monkeypatch.setattr(randomness, "_BLOCK", 64)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000, 4096, 4097])
+def test_an_order_that_is_worked_out_visits_every_position_once(worked_out, size):
+    order = randomness.Permutation(3, 4, size)
+
+    np.testing.assert_array_equal(np.sort(order.between(0, size)), np.arange(size))
+
+
+def test_any_part_of_it_is_the_same_part(worked_out):
+    order = randomness.Permutation(3, 4, 1000)
+    whole = order.between(0, 1000)
+
+    for start, stop in ((0, 1), (63, 65), (100, 500), (990, 1000), (5, 6)):
+        np.testing.assert_array_equal(order.between(start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize("other", [(4, 4), (3, 5)])
+def test_each_seed_and_epoch_has_its_own(worked_out, other):
+    first, second = randomness.Permutation(3, 4, 1000).between(0, 1000), randomness.Permutation(*other, 1000).between(0, 1000)
+
+    assert (first == second).mean() < 0.01
+
+
+def test_each_position_comes_anywhere(worked_out):
+    places = np.array([randomness.Permutation(0, epoch, 10).between(0, 10) for epoch in range(2000)])
+    counts = np.array([np.bincount(column, minlength=10) for column in places.T])
+
+    assert stats.chisquare(counts.ravel()).pvalue > 0.001
+
+
+def test_neighbours_are_not_visited_one_after_the_other(worked_out):
+    order = randomness.Permutation(0, 0, 100_000).between(0, 100_000)
+
+    assert abs(stats.spearmanr(order[:-1], order[1:]).statistic) < 0.02
+    assert (np.abs(np.diff(order)) == 1).mean() < 0.001
+
+
+def test_a_short_one_is_the_order_it_always_was():
+    np.testing.assert_array_equal(randomness.Permutation(3, 4, 100).between(10, 90), randomness.permutation(3, 4, 100)[10:90])

@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_samples_and_changes_nothi
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     with pytest.raises(Diverged) as caught:
         stepper.step(bad)
-    ids = [train.prepared.manifest.ids[i] for i in train.chosen(batch_size=16, seed=cfg.seed, epoch=0)[1]]
+    ids = [train.prepared.manifest.ids[i] for i in train.order(batch_size=16, seed=cfg.seed, epoch=0).batch(1).indices]
     assert list(caught.value.sample_ids) == ids
     assert caught.value.status == "FAILED"
     reason = caught.value.reason

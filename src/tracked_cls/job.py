@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tracked_cls import checkpoint, models, optim, preparation, signals, transforms
@@ -218,7 +219,7 @@ def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainCo
 def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
     shape = shape_of(prepared)
     network = compute.place(models.make_model(cfg.model, shape))
-    count = len(prepared.manifest.indices("train"))
+    count = prepared.manifest.num_of("train")
     per_part = min(count, cfg.limit or count) // cfg.training.accumulate
     size = fitting_batch_size(network, shape.blank, compute, train_images=per_part)
     say(f"batch_size=auto: {size}")
@@ -228,8 +229,7 @@ def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:
 def _splits(cfg: TrainConfig, feed: Feed) -> tuple[Split, Split]:
     """Return what is trained and what is validated on."""
     train, val = (open_split(feed, name, limit=cfg.limit) for name in ("train", "val"))
-    weights = train.prepared.manifest.weights[train.indices]
-    if cfg.loss.sample_weights and (weights == weights[0]).all():
+    if cfg.loss.sample_weights and np.ptp(train.prepared.manifest.weights[train.indices]) == 0:
         raise UserError("loss.sample_weights has no effect: all training images have the same weight; "
                         "name the column with data.columns.weight")  # fmt: skip
     if cfg.overfit_batches is not None:

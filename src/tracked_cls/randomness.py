@@ -13,6 +13,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _SEEDS = 2**32  # a stream that no list of transforms reaches
+_ORDER = 2**32 + 1
+_WHOLE = 1 << 22
+_BLOCK = 1 << 16
+_ROUNDS = 8
 
 
 def uniforms(seed: int, epoch: int, keys: npt.NDArray[np.uint64], *, stream: int, draws: int) -> npt.NDArray[np.float64]:
@@ -28,6 +32,55 @@ def seeds(seed: int, epoch: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np
 def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
     """Return the order [size] in which an epoch visits positions 0..size-1."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
+
+
+class Permutation:
+    """The order in which an epoch visits positions 0..size-1, some of it at a time.
+
+    Up to four million positions it is `permutation`. Of more, blocks are worked out as they are asked for, by a Feistel network
+    (Luby and Rackoff, "How to construct pseudorandom permutations", 1988) over the next power of two, walked on until it is
+    below `size` (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): memory does not grow with the size.
+    """
+
+    def __init__(self, seed: int, epoch: int, size: int) -> None:
+        self._size = size
+        self._whole = permutation(seed, epoch, size) if size <= _WHOLE else None
+        self._round_keys = _bits(seed, epoch, np.zeros(1, np.uint64), _ORDER, _ROUNDS)[0]
+        self._block_number, self._block = -1, np.empty(0, np.int64)
+
+    def between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Return the positions visited from `start` to before `stop`."""
+        if self._whole is not None:
+            return self._whole[start:stop]
+        first, last = start // _BLOCK, (stop - 1) // _BLOCK
+        parts = [self._worked_out(number) for number in range(first, last + 1)]
+        block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return block[start - first * _BLOCK : stop - first * _BLOCK]
+
+    def _worked_out(self, number: int) -> npt.NDArray[np.int64]:
+        if number != self._block_number:
+            start = number * _BLOCK
+            self._block = self._walk(np.arange(start, min(start + _BLOCK, self._size), dtype=np.uint64))
+            self._block_number = number
+        return self._block
+
+    def _walk(self, positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        found = self._network(positions)
+        while len(outside := np.flatnonzero(found >= self._size)):
+            found[outside] = self._network(found[outside])
+        return found.astype(np.int64)
+
+    def _network(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        bits = (self._size - 1).bit_length()
+        low_bits = np.uint64(bits // 2)
+        low_mask, high_mask = np.uint64(2 ** (bits // 2) - 1), np.uint64(2 ** (bits - bits // 2) - 1)
+        high, low = values >> low_bits, values & low_mask
+        for number, key in enumerate(self._round_keys):  # the halves differ by a bit: they take turns, and do not change places
+            if number % 2:
+                high = high ^ (_mix(low ^ key) & high_mask)
+            else:
+                low = low ^ (_mix(high ^ key) & low_mask)
+        return (high << low_bits) | low
 
 
 def draw(seed: int, epoch: int, chances: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

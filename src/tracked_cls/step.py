@@ -16,7 +16,7 @@ from tracked_cls import losses, metrics, profiling, randomness
 from tracked_cls.compute import is_out_of_memory, release_memory
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
-from tracked_cls.data.loaders import Batch, Split
+from tracked_cls.data.loaders import Batch, Split, in_pieces
 from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.errors import StopRun, UserError
 from tracked_cls.losses import Teacher
@@ -174,15 +174,18 @@ class Stepper:
     def _sample_ids(self) -> list[str]:
         """Return the ids of the batch under way."""
         state, cfg = self._state, self._cfg
-        chosen = self._train.chosen(batch_size=images_per_step(cfg), seed=cfg.seed, epoch=state.epoch)[state.batch]
+        order = self._train.order(batch_size=images_per_step(cfg), seed=cfg.seed, epoch=state.epoch)
+        chosen = order.batch(state.batch).indices
         return [self._train.prepared.manifest.ids[index] for index in chosen]
 
 
 def class_counts(split: Split) -> list[int]:
     """Return how many images of a split each class has [K]; an image with several labels counts for each."""
     manifest = split.prepared.manifest
-    labels = np.asarray(manifest.labels[split.indices])
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(manifest.classes))
+    counts = np.zeros(len(manifest.classes), np.int64)
+    for some in in_pieces(split.indices):
+        labels = np.asarray(manifest.labels[some])
+        counts += labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=len(counts))
     return [int(count) for count in counts]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracked_cls.data.manifest import find_sample, load_manifest, make_manifest, save_manifest
+from tracked_cls.data.manifest import _read_column, find_sample, load_manifest, make_manifest, save_manifest
 from tracked_cls.errors import UserError
 
 
@@ -169,3 +169,21 @@ def test_a_column_on_disk_reads_like_a_list(tmp_path, monkeypatch):
     assert made.paths.index("z") == 2
     with pytest.raises(IndexError):
         made.paths[3]
+
+
+def test_text_is_read_a_group_of_rows_at_a_time(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    names = [f"image {number}" for number in range(100)]
+    pyarrow.parquet.write_table(pa.table({"path": names}), tmp_path / "manifest.parquet", row_group_size=7)
+    column = _read_column(tmp_path, "path")
+
+    assert len(column) == 100
+    assert list(column) == names
+    assert [column[number] for number in (99, 0, 6, 7, 50, -1)] == [names[number] for number in (99, 0, 6, 7, 50, -1)]
+    assert [column[5:30], column[6:7], column[:], column[90:200], column[20:5], column[::9]] == [
+        names[5:30], names[6:7], names, names[90:], [], names[::9],
+    ]  # fmt: skip
+    with pytest.raises(IndexError):
+        column[100]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from tracked_cls.errors import UserError
 from tracked_cls.processes import Process
 
 FORMAT_VERSION = 2
+_SHARE_OF_MEMORY = 0.5
 COMPLETE = "COMPLETE"
 # what does not decide the prepared bytes: where things are, how the work is done, folds (a view of the set); what the
 # fingerprint of the input covers
@@ -154,10 +157,23 @@ def _open(folder: Path) -> Prepared:
         folder=folder,
         manifest=load_manifest(folder, **names),
         preprocess=Preprocess.from_dict(info["preprocess"]),
-        pixels=np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False) if has_pixels else None,
+        pixels=_mapped(folder / PIXELS) if has_pixels else None,
         info=info,
         files=None if has_pixels else Shards(folder),
     )
+
+
+def _mapped(path: Path) -> Pixels:
+    """Return an array in a file, of which only the pages that are looked at come into memory.
+
+    Where it cannot stay in memory as a whole, the kernel is told that images are read in random order: reading ahead, which
+    fills the memory of a smaller set within its first epoch, would read each image's neighbours in vain.
+    """
+    pixels: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if pixels.nbytes > _SHARE_OF_MEMORY * memory and isinstance(pixels.base, mmap.mmap):
+        pixels.base.madvise(mmap.MADV_RANDOM)
+    return pixels
 
 
 def verify_prepared(folder: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,6 +25,7 @@ from tracked_cls.console import say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.ingest import start_worker
 from tracked_cls.data.items import ImageDataset, Indices, Request, channels_first
+from tracked_cls.data.order import Drawn, Lazy
 from tracked_cls.data.preprocess import Geometry
 from tracked_cls.errors import UserError
 from tracked_cls.host import open_more_files
@@ -34,7 +34,6 @@ from tracked_cls.transforms import BatchPipeline, Mixing, SamplePipeline, plan_t
 from tracked_cls.transforms.inference import plan_evaluation
 from tracked_cls.transforms.views import views
 
-Keys = npt.NDArray[np.uint64]
 _MAX_LOSSES = 3  # of worker processes in one pass over the data
 _SHOWN_IDS = 5
 _ENDING_SECONDS = 0.5  # from what its pipe tells to its end
@@ -90,18 +89,20 @@ class Feed:
             else:
                 yield self._finish(self._on_device(seen.flatten(0, 1)), self.evaluation), seen.shape[1]
 
-    def augmented(self, batches: Sequence[Indices], keys: Sequence[Keys], *, seed: int, epoch: int) -> Iterator[Tensor]:
+    def augmented(self, batches: Sequence[Drawn], *, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yield augmented images, normalised. The randomness is a function of (seed, epoch, key)."""
         by_sample = self.train if isinstance(self.train, SamplePipeline) else None
         by_batch = self.train if isinstance(self.train, BatchPipeline) else None
-        requests = [
-            Request(indices, randomness.seeds(seed, epoch, own) if by_sample else None)
-            for indices, own in zip(batches, keys, strict=True)
-        ]
+
+        def request(number: int) -> Request:
+            indices, keys = batches[number]
+            return Request(indices, randomness.seeds(seed, epoch, keys) if by_sample else None)
+
+        requests = Lazy(len(batches), request)
         fetched = self._fetch(requests) if by_sample or self.evaluation is None else map(self._stored, requests)
-        for images, own in zip(fetched, keys, strict=True):
+        for images, batch in zip(fetched, batches, strict=True):
             scaled = self._on_device(images)
-            drawn = scaled if by_batch is None else by_batch(scaled, own, seed=seed, epoch=epoch)
+            drawn = scaled if by_batch is None else by_batch(scaled, batch.keys, seed=seed, epoch=epoch)
             yield self._finish(drawn, by_sample)
 
     @property

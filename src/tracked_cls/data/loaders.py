@@ -14,14 +14,18 @@ from torch import Tensor
 
 from tracked_cls import randomness
 from tracked_cls.data.cache import Prepared
-from tracked_cls.data.feed import Feed, Keys
+from tracked_cls.data.feed import Feed
 from tracked_cls.data.items import ImageDataset, Indices
+from tracked_cls.data.manifest import Keys
+from tracked_cls.data.order import Chances, Drawn, Lazy, Order, chances_of, in_order, sampled, shuffled
 from tracked_cls.data.preprocess import Preprocess
 from tracked_cls.distributed import ALONE, Ranks
 from tracked_cls.errors import UserError
 from tracked_cls.losses import as_shares
 
-__all__ = ["Batch", "Feed", "ImageDataset", "Split", "num_batches", "open_split", "preview", "some"]
+_PIECE = 1 << 20
+
+__all__ = ["Batch", "Feed", "ImageDataset", "Split", "in_pieces", "num_batches", "open_split", "preview", "some"]
 
 
 class Batch(NamedTuple):
@@ -74,46 +78,29 @@ class Split:
         The order is a function of (seed, epoch, position), the augmentation of (seed, epoch, sample), a mixed image's partner
         the one before it in the batch: all the same for any number of processes.
         """
-        order = self._order(seed, epoch)
-        keys = _occurrences(self.prepared.manifest.keys[order], order)
-        count = num_batches(len(order), batch_size)
-        whole, whole_keys = np.array_split(order, count)[start:], np.array_split(keys, count)[start:]
+        order = self.order(batch_size=batch_size, seed=seed, epoch=epoch)
         before = int(ranks.are_several and self.feed.mixing is not None)  # a partner for the first image of a part
-        parts = [_part(len(batch), ranks, before) for batch in whole]
-        chosen = [batch[part] for batch, part in zip(whole, parts, strict=True)]
-        own = [batch[part] for batch, part in zip(whole_keys, parts, strict=True)]
-        images_of = self.feed.augmented(chosen, own, seed=seed, epoch=epoch)
-        for indices, batch_keys, images, batch in zip(chosen, own, images_of, whole, strict=True):
-            mixed, targets = self.mix(images, indices, batch_keys, seed=seed, epoch=epoch)
-            yield Batch(mixed[before:], targets[before:], self._weights_of(indices[before:]), step_images=len(batch))
+        parts = Lazy(order.num_batches, lambda number: order.part(number, ranks, before))[start:]
+        for number, images in enumerate(self.feed.augmented(parts, seed=seed, epoch=epoch), start):
+            indices, keys = parts[number - start]
+            mixed, targets = self.mix(images, indices, keys, seed=seed, epoch=epoch)
+            weights = self._weights_of(indices[before:])
+            yield Batch(mixed[before:], targets[before:], weights, step_images=order.length_of(number))
 
-    def chosen(self, *, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-        """Return the positions in the manifest of each batch of an epoch."""
-        return np.array_split(self._order(seed, epoch), num_batches(len(self), batch_size))
-
-    def _order(self, seed: int, epoch: int) -> Indices:
-        """Return the positions that an epoch visits: all of them once, or drawn with replacement by a sampler."""
-        if not self.feed.loader.shuffle:
-            return self.indices
-        if self._chances is None:
-            return self.indices[randomness.permutation(seed, epoch, len(self))]
-        return self.indices[randomness.draw(seed, epoch, self._chances)]
+    def order(self, *, batch_size: int, seed: int, epoch: int) -> Order:
+        """Return which samples an epoch visits: all of them once, or drawn with replacement by a sampler."""
+        manifest, loader = self.prepared.manifest, self.feed.loader
+        if not loader.shuffle:
+            visits = in_order(manifest, self.indices)
+        elif loader.sampler == "none":
+            visits = shuffled(manifest, self.indices, seed=seed, epoch=epoch)
+        else:
+            visits = sampled(manifest, self.indices, self._chances, seed=seed, epoch=epoch)
+        return Order(len(self), num_batches(len(self), batch_size), visits)
 
     @cached_property
-    def _chances(self) -> npt.NDArray[np.float64] | None:
-        """Probability of each sample to be drawn [N]; None without a sampler."""
-        sampler = self.feed.loader.sampler
-        if sampler == "none":
-            return None
-        manifest = self.prepared.manifest
-        if sampler == "weights":
-            chances = np.asarray(manifest.weights[self.indices], np.float64)
-        else:
-            labels = np.asarray(manifest.labels[self.indices])
-            chances = 1.0 / np.bincount(labels)[labels]
-        if not chances.sum() > 0:
-            raise UserError("loader.sampler=weights: all weights of the training images are 0")
-        return np.asarray(chances / chances.sum())
+    def _chances(self) -> Chances:
+        return chances_of(self.prepared.manifest, self.indices, self.feed.loader.sampler)
 
     def mix(self, images: Tensor, chosen: Indices, keys: Keys, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the images of a batch and their targets, mixed where the configuration says so."""
@@ -128,17 +115,13 @@ class Split:
 
     @cached_property
     def _mean_weight(self) -> float:
-        return float(np.mean(self.prepared.manifest.weights[self.indices]))
+        weights = self.prepared.manifest.weights
+        sums = [float(np.sum(weights[some], dtype=np.float64)) for some in in_pieces(self.indices)]
+        return sum(sums) / len(self)
 
     def _weights_of(self, chosen: Indices) -> Tensor:
         weights = np.asarray(self.prepared.manifest.weights[chosen]) / self._mean_weight
         return torch.from_numpy(weights.astype(np.float32)).to(self.feed.compute.device, non_blocking=True)
-
-
-def _part(size: int, ranks: Ranks, before: int) -> slice | Indices:
-    """Return where this process's part of a batch is, with as many of the places `before` it; the batch is a ring."""
-    part = ranks.share(size)
-    return np.arange(part.start - before, part.stop) if before else part
 
 
 def num_batches(size: int, batch_size: int) -> int:
@@ -162,10 +145,18 @@ def open_split(feed: Feed, split: str, *, limit: int | None = None) -> Split:
     return Split(feed, indices)
 
 
+def in_pieces(indices: Indices) -> Iterator[Indices]:
+    """Yield positions a million at a time: what a column holds of all of them need not fit into memory."""
+    for start in range(0, len(indices), _PIECE):
+        yield indices[start : start + _PIECE]
+
+
 def some(split: Split, count: int) -> Split:
-    """Return up to `count` samples of a split, stratified by class."""
+    """Return up to `count` samples of a split, stratified by class; of millions, among some that are evenly spread."""
     if count >= len(split):
         return split
+    if len(split) > _PIECE and count < _PIECE // 2:
+        return some(replace(split, indices=split.indices[:: -(-len(split) // _PIECE)]), count)
     return replace(split, indices=_stratified(split.indices, split.prepared.manifest.strata()[split.indices], count))
 
 
@@ -177,7 +168,7 @@ def preview(split: Split, *, draws: int, seed: int) -> npt.NDArray[np.uint8]:
     feed, keys = split.feed, split.prepared.manifest.keys[split.indices]
     columns = [images[::num_views] for images, num_views in feed.plain([split.indices])]
     for epoch in range(draws):
-        (images,) = feed.augmented([split.indices], [keys], seed=seed, epoch=epoch)
+        (images,) = feed.augmented([Drawn(split.indices, keys)], seed=seed, epoch=epoch)
         columns.append(split.mix(images, split.indices, keys, seed=seed, epoch=epoch)[0])
     return np.stack([_pictures(images, split.prepared.preprocess) for images in columns], axis=1)
 
@@ -198,15 +189,3 @@ def _stratified(indices: Indices, labels: npt.NDArray[np.int64], limit: int) -> 
         rank_in_class[members[spread]] = np.arange(len(members)) / len(members)
     chosen: Indices = np.sort(indices[np.lexsort((labels, rank_in_class))[:limit]])
     return chosen
-
-
-def _occurrences(keys: Keys, order: Indices) -> Keys:
-    """Return keys that differ where a sampler draws the same image again, so that each copy is augmented differently."""
-    if len(np.unique(order)) == len(order):
-        return keys
-    by_index = np.argsort(order, kind="stable")
-    first = np.concatenate([[True], np.diff(order[by_index]) > 0])
-    starts = np.flatnonzero(first)
-    ordinal = np.empty(len(order), np.uint64)
-    ordinal[by_index] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
-    return randomness.nth(keys, ordinal)

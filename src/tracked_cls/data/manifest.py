@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -79,7 +81,7 @@ class Manifest:
 
     def indices(self, split: str) -> Indices:
         """Return the positions of a split's samples, ascending."""
-        return np.flatnonzero(np.asarray(self.splits) == code_of(split)).astype(np.int64)
+        return np.flatnonzero(np.asarray(self.splits) == code_of(split)).astype(np.int64, copy=False)
 
     def num_of(self, split: str) -> int:
         """Return the number of a split's samples."""
@@ -217,29 +219,50 @@ def load_manifest(folder: Path, *, name: str, classes: Sequence[str], digest: st
 def _read_column(folder: Path, name: str) -> Sequence[str]:
     import pyarrow.parquet
 
-    return _Column(pyarrow.parquet.read_table(folder / "manifest.parquet", columns=[name]).column(name))
+    return _Column(pyarrow.parquet.ParquetFile(folder / "manifest.parquet"), name)
 
 
 class _Column(Sequence[str]):
-    """Text held by Arrow: a Python string of an entry, three times as large, is made when it is asked for."""
+    """Text in a file, held by Arrow a group of a million rows at a time; strings are made when they are asked for."""
 
-    def __init__(self, values: Any) -> None:
-        self._values = values
+    def __init__(self, file: Any, name: str) -> None:
+        self._file = file
+        self._name = name
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._number, self._group = -1, file.schema_arrow.empty_table().column(name)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return int(self._starts[-1])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        chosen = self._values[index]
-        return chosen.to_pylist() if isinstance(index, slice) else chosen.as_py()
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            number = bisect_right(self._starts, places) - 1
+            return self._rows(number)[places - self._starts[number]].as_py()
+        if places.step != 1:
+            return [self[place] for place in places]
+        found: list[str] = []
+        while len(found) < len(places):
+            start = places.start + len(found)
+            number = bisect_right(self._starts, start) - 1
+            offset, stop = self._starts[number], min(places.stop, self._starts[number + 1])
+            found += self._rows(number)[start - offset : stop - offset].to_pylist()
+        return found
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _AT_A_TIME):
             yield from self[start : start + _AT_A_TIME]
+
+    def _rows(self, number: int) -> Any:
+        if number != self._number:
+            self._group = self._file.read_row_group(number, columns=[self._name]).column(self._name)
+            self._number = number
+        return self._group
 
 
 # ---- one sample ------------------------------------------------------------------------------------------------------

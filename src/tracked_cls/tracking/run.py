@@ -146,7 +146,7 @@ class Run:
 
 def _dataset(prepared: Prepared, split: str) -> dict[str, Any]:
     manifest = prepared.manifest
-    profile = {"num_images": len(manifest.indices(split)), "classes": list(manifest.classes)}
+    profile = {"num_images": manifest.num_of(split), "classes": list(manifest.classes)}
     return {
         "dataset": {
             "name": f"{manifest.name}-{split}",  # MLflow keeps one input per name and digest
