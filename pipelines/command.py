@@ -40,10 +40,15 @@ def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 129/130/143 interrupted."""
     opened = _opened_by_mlflow_run()
     signals.install()
+    if distributed.rank() is not None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch would warn, at length, of processes that have ended
     if opened is not None or distributed.rank() is not None:
         signals.watch_launcher()
     try:
-        verb(sys.argv[1:])
+        try:
+            verb(sys.argv[1:])
+        finally:
+            signals.ignore()  # all is done and stored: what comes now changes nothing
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error{_of_process()}: {redacted(line)}", file=sys.stderr)
@@ -68,8 +73,6 @@ def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
             sys.exit(1)
         print(f"error{_of_process()}: {refused}", file=sys.stderr)
         sys.exit(2)
-    finally:
-        signals.ignore()  # all is said and stored: one more Ctrl-C while Python shuts down changes nothing
     sys.exit(0)
 
 

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tracked_cls.errors import ProcessLost, UserError
+from tracked_cls.provenance import num_cores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,12 +168,23 @@ class Ranks:
 
 
 ALONE = Ranks()
+RESTARTS = "TRACKED_CLS_RESTARTS"  # how often `launch` has started all processes again
 
 
 def rank() -> int | None:
     """Return the number of this process among those that a launcher started; None where there is no launcher."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return int(os.environ["RANK"]) if all(name in os.environ for name in names) else None
+
+
+def is_restart() -> bool:
+    """Whether a launcher started this process again after a kill: the training goes on, whatever its user wants of old ones."""
+    return os.environ.get(RESTARTS, "0") != "0" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def cores_here() -> int:
+    """Return the cores of this process: its part, where several train together on this machine."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tracked_cls.console import say
 from tracked_cls.data.cache import COMPLETE, Prepared, open_partial
 from tracked_cls.data.loaders import Feed, Split, num_batches, open_split, some
 from tracked_cls.data.preprocess import Preprocess
-from tracked_cls.distributed import ALONE, Ranks
+from tracked_cls.distributed import ALONE, Ranks, is_restart
 from tracked_cls.errors import ProcessLost, UserError
 from tracked_cls.models import Shape
 from tracked_cls.provenance import num_cores
@@ -103,7 +103,9 @@ def begun(
     with (
         ExitStack() as ending,
         closing(Feed.create(prepared, compute, cfg.transforms, cfg.loader)) as feed,
-        checkpoint.open_attempt(store, key(cfg, kind, prepared, beginning), resume=cfg.resume == "auto") as attempt,
+        checkpoint.open_attempt(
+            store, key(cfg, kind, prepared, beginning), resume=cfg.resume == "auto" or is_restart()
+        ) as attempt,
     ):
         title = name or f"{cfg.model.name} on {prepared.manifest.name}"
         train, val = _splits(cfg, feed)

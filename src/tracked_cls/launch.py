@@ -33,6 +33,7 @@ def run(cfg: TrainConfig, module: str, argv: Sequence[str]) -> None:
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # what they tell each other stays on this machine
     for attempt in range(cfg.distributed.restarts + 1):
+        os.environ[distributed.RESTARTS] = str(attempt)
         killed = _run_once(cfg.nproc, module, argv)
         if killed is None:
             return

@@ -142,12 +142,14 @@ class Place:
     count: int
     port: int
     sees_first: bool = True
+    restarts: int = 0
 
     def take(self) -> None:
         """Tell this process what a launcher tells."""
         number, count = str(self.rank), str(self.count)
         os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "GLOO_SOCKET_IFNAME": "lo"}
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(self.restarts)
         if not self.sees_first and self.rank:
             from tracked_cls import job
 
@@ -163,18 +165,19 @@ def together(
     own: Mapping[int, Sequence[str]] | None = None,
     sees_first: bool = True,
     absent: int = 0,
+    restarts: int = 0,
 ) -> list[int]:
     """Run a command in so many processes that train together, the last of them `absent`; return their exit codes.
 
     `kills` and `own` say what happens to one of them, by its rank, and which words it has besides: "SIGTERM" is sent once steps
-    are taken. As by a launcher, once one has failed the others are told to stop.
+    are taken. As by a launcher, once one has failed the others are told to stop; `restarts` is how often it has started them.
     """
     kills, port, steps = kills or {}, _free_port(), _steps_of(command)
     ranks = []
     for rank in range(count - absent):
         words = (*command.words, *(own or {}).get(rank, ()))
         failpoint = kill if isinstance(kill := kills.get(rank), str) and kill != _TOLD else None
-        ranks.append(_fork(_be, replace(command, words=words), failpoint, Place(rank, count, port, sees_first)))
+        ranks.append(_fork(_be, replace(command, words=words), failpoint, Place(rank, count, port, sees_first, restarts)))
     started, told = time.monotonic(), False
     try:
         while any(process.exitcode is None for process in ranks):

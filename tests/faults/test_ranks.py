@@ -69,6 +69,15 @@ def test_a_training_of_which_one_process_is_killed_goes_on_to_the_same_bits(site
     assert site.left(name, "train") == whole
 
 
+def test_started_again_by_a_launcher_it_goes_on_whatever_resume_says(site, whole):
+    command = site.train("anew", "--resume", "never")
+    assert together(command, 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
+
+    assert together(command, 2, restarts=1) == [0, 0]
+
+    assert site.left("anew", "train") == whole
+
+
 def test_it_may_go_on_in_another_number_of_processes_and_says_what_that_changes(site, whole):
     assert together(site.train("fewer"), 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
 
@@ -103,7 +112,7 @@ def test_processes_that_prepared_other_data_do_not_train(site):
 
     assert together(command, 2, own={1: other}, sees_first=False) == [2, 1]
 
-    said = [line for line in tail(command).splitlines() if line.startswith("error")]
+    said = [line for line in tail(command, 50_000).splitlines() if line.startswith("error")]
     assert len(said) == 1
     assert "the processes have prepared different images" in said[0]
     assert ask(remains.of_run, site.uri, "other-data", "train") == []
@@ -114,7 +123,7 @@ def test_a_process_that_nobody_comes_to_says_so_and_ends(site):
 
     assert together(command, 2, absent=1) == [2]
 
-    assert "error: process 0 of 2 waited 2 s for the others" in tail(command)
+    assert "error: process 0 of 2 waited 2 s for the others" in tail(command, 50_000)
 
 
 def test_shares_too_small_for_batchnorm_are_refused(site):
@@ -122,4 +131,4 @@ def test_shares_too_small_for_batchnorm_are_refused(site):
 
     assert together(command, 3)[0] == 2
 
-    assert "batch_size=4: steps of 4 images give 3 processes fewer than 2 each" in tail(command)
+    assert "batch_size=4: steps of 4 images give 3 processes fewer than 2 each" in tail(command, 50_000)

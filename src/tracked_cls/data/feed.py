@@ -27,9 +27,9 @@ from tracked_cls.data.ingest import start_worker
 from tracked_cls.data.items import ImageDataset, Indices, Request, channels_first
 from tracked_cls.data.order import Drawn, Lazy
 from tracked_cls.data.preprocess import Geometry
+from tracked_cls.distributed import cores_here
 from tracked_cls.errors import UserError
 from tracked_cls.host import open_more_files
-from tracked_cls.provenance import num_cores
 from tracked_cls.transforms import BatchPipeline, Mixing, SamplePipeline, plan_training
 from tracked_cls.transforms.inference import plan_evaluation
 from tracked_cls.transforms.views import views
@@ -155,7 +155,7 @@ class Feed:
         if self.loader.workers is not None:
             return self.loader.workers
         from_cache = self.prepared.pixels is not None and self._dataset.train is None and self.evaluation is None
-        return 0 if from_cache else num_cores()
+        return 0 if from_cache else cores_here()
 
     @cached_property
     def _pool(self) -> _Pool:
