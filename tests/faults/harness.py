@@ -186,7 +186,7 @@ def together(
             for rank, kill in kills.items():
                 if isinstance(kill, float) and time.monotonic() - started > kill:
                     _kill_group(ranks[rank].pid)
-                if kill == _TOLD and _steps_of(command) > steps + 40 and not told:
+                if kill == _TOLD and _steps_of(command) > steps + 12 and not told:
                     told = True
                     os.kill(ranks[rank].pid, signal.SIGTERM)
             if not told and any(process.exitcode for process in ranks):

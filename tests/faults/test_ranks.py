@@ -30,6 +30,11 @@ def site(tmp_path_factory):
     return Site(tmp_path_factory.mktemp("ranks"))
 
 
+def training(site, name, *words, **options):
+    """Return a training of few images, which is not registered in the end."""
+    return site.train(name, "--limit", "400", *words, **options)
+
+
 def curves(site, name):
     """Return name -> value by epoch of the one training of an experiment."""
     (only,) = ask(remains.of_run, site.uri, name, "train")
@@ -40,37 +45,37 @@ def curves(site, name):
 @pytest.fixture(scope="module")
 def whole(site):
     """What two processes leave that nobody disturbs: BatchNorm, dropout, a moving average, checkpoints inside epochs."""
-    assert together(site.train("whole"), 2) == [0, 0]
+    assert together(training(site, "whole"), 2) == [0, 0]
     return site.left("whole", "train")
 
 
 def test_several_processes_train_to_the_numbers_of_one(site):
-    run(site.train("alone", *MIXED, network=PLAIN))
-    assert together(site.train("three", *MIXED, network=PLAIN), 3) == [0, 0, 0]
+    run(training(site, "alone", *MIXED, network=PLAIN))
+    assert together(training(site, "three", *MIXED, network=PLAIN), 3) == [0, 0, 0]
 
     assert curves(site, "three") == pytest.approx(curves(site, "alone"), rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bits_again(site, whole):
-    assert together(site.train("again"), 2) == [0, 0]
+    assert together(training(site, "again"), 2) == [0, 0]
 
     assert site.left("again", "train") == whole
 
 
-@pytest.mark.parametrize(("rank", "kill"), [(0, "train.before_save:25"), (1, 2.0)])
+@pytest.mark.parametrize(("rank", "kill"), [(0, "train.before_save:12"), (1, 2.0)])
 def test_a_training_of_which_one_process_is_killed_goes_on_to_the_same_bits(site, whole, rank, kill):
     name = f"killed-{rank}-{str(kill).replace('.', '-').replace(':', '-')}"
-    codes = together(site.train(name), 2, kills={rank: kill})
+    codes = together(training(site, name), 2, kills={rank: kill})
     assert codes[rank] == -signal.SIGKILL
-    assert codes[1 - rank] in (1, 128 + signal.SIGTERM), tail(site.train(name))
+    assert codes[1 - rank] in (1, 128 + signal.SIGTERM), tail(training(site, name))
 
-    assert together(site.train(name), 2) == [0, 0]
+    assert together(training(site, name), 2) == [0, 0]
 
     assert site.left(name, "train") == whole
 
 
 def test_started_again_by_a_launcher_it_goes_on_whatever_resume_says(site, whole):
-    command = site.train("anew", "--resume", "never")
+    command = training(site, "anew", "--resume", "never")
     assert together(command, 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
 
     assert together(command, 2, restarts=1) == [0, 0]
@@ -79,11 +84,11 @@ def test_started_again_by_a_launcher_it_goes_on_whatever_resume_says(site, whole
 
 
 def test_it_may_go_on_in_another_number_of_processes_and_says_what_that_changes(site, whole):
-    assert together(site.train("fewer"), 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
+    assert together(training(site, "fewer"), 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
 
-    run(site.train("fewer"))
+    run(training(site, "fewer"))
 
-    assert "by 1 process instead of 2" in tail(site.train("fewer"))
+    assert "by 1 process instead of 2" in tail(training(site, "fewer"))
     found, expected = curves(site, "fewer"), curves(site, "whole")
     assert found.keys() == expected.keys()
     assert found["train_loss", 1] == expected["train_loss", 1]
@@ -91,7 +96,7 @@ def test_it_may_go_on_in_another_number_of_processes_and_says_what_that_changes(
 
 
 def test_told_to_stop_all_of_them_stop_at_one_step_and_the_run_is_killed(site, whole):
-    command = site.train("stopped")
+    command = training(site, "stopped")
     codes = together(command, 2, kills={1: "SIGTERM"})
     assert codes == [128 + signal.SIGTERM] * 2, tail(command)
     assert "the same command continues from here" in tail(command)
@@ -107,7 +112,7 @@ def test_told_to_stop_all_of_them_stop_at_one_step_and_the_run_is_killed(site, w
 
 
 def test_processes_that_prepared_other_data_do_not_train(site):
-    command = site.train("other-data")
+    command = training(site, "other-data")
     other = ("--data.split_seed", "7", "--data.store", str(site.home / "data-of-another-machine"))
 
     assert together(command, 2, own={1: other}, sees_first=False) == [2, 1]
@@ -119,7 +124,7 @@ def test_processes_that_prepared_other_data_do_not_train(site):
 
 
 def test_a_process_that_nobody_comes_to_says_so_and_ends(site):
-    command = site.train("lonely", "--distributed.timeout_seconds", "2")
+    command = training(site, "lonely", "--distributed.timeout_seconds", "2")
 
     assert together(command, 2, absent=1) == [2]
 
@@ -127,7 +132,7 @@ def test_a_process_that_nobody_comes_to_says_so_and_ends(site):
 
 
 def test_shares_too_small_for_batchnorm_are_refused(site):
-    command = site.train("small-shares", "--limit", "12", "--batch_size", "4")
+    command = training(site, "small-shares", "--batch_size", "4")
 
     assert together(command, 3)[0] == 2
 
