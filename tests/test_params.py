@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import mobilenet_v3_large
 
-from benchmarks.recipes import Recipe
+from benchmarks.measuring import LeftOut
+from benchmarks.recipes import Recipe, data_of
 from tests.conftest import ROOT, do
 from tracked_cls import pipeline
 from tracked_cls.config import TrainConfig, TuneConfig, flatten, load, to_yaml
@@ -48,6 +49,23 @@ def test_a_header_without_a_part_is_told(tmp_path):
     (tmp_path / "a.yaml").write_text("# Something.\n#   run:    mlflow run .\n#   takes:  a minute\nepochs: 1\n")
     with pytest.raises(UserError, match=r"a\.yaml: its header does not say: expect"):
         Recipe.read(tmp_path / "a.yaml")
+
+
+def test_a_recipe_without_its_data_is_left_out_and_says_what_to_give(tmp_path):
+    recipe = Recipe.read(ROOT / "params" / "csv.yaml")
+    with pytest.raises(LeftOut, match="--data csv=FOLDER"):
+        recipe.words({})
+    (tmp_path / "list.csv").touch()
+    assert recipe.words(data_of([f"csv={tmp_path / 'list.csv'}"]))[2:] == ["--data.table", str(tmp_path / "list.csv")]
+    assert recipe.words(data_of([f"csv={tmp_path}"]))[2:] == ["--data.root", str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("cvs=.", "did you mean 'csv'"), ("csv=nowhere", "a path that exists"), ("csv", "NAME=PATH")]
+)
+def test_data_that_are_not_there_are_told(word, said):
+    with pytest.raises(UserError, match=said):
+        data_of([word])
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
