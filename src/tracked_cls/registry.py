@@ -222,12 +222,17 @@ def is_absent(error: MlflowException) -> bool:
     return missing_alias or error.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
+def _is_hidden(client: MlflowClient, name: str, error: MlflowException) -> bool:
+    """Whether a server with logins forbids to read a model because there is none of that name: nobody has a right to it yet."""
+    return error.error_code == "PERMISSION_DENIED" and not client.search_registered_models(f"name='{name}'", max_results=1)
+
+
 def by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
     """Return the version an alias points to, or None where the model or the alias does not exist."""
     try:
         return _version(client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
-        if not is_absent(error):
+        if not is_absent(error) and not _is_hidden(client, name, error):
             raise
         return None
 
@@ -258,7 +263,7 @@ def _make_model(client: MlflowClient, name: str) -> None:
     try:
         client.get_registered_model(name)
     except MlflowException as error:
-        if not is_absent(error):
+        if not is_absent(error) and not _is_hidden(client, name, error):
             raise
         try:
             client.create_registered_model(name, description=f"Classifier trained by tracked_cls; alias {CHAMPION} is in use.")

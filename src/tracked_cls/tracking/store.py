@@ -34,6 +34,8 @@ StoreError = MlflowException  # what a store that refuses, or is away, raises
 _CONNECT_SECONDS = 5.0
 _SERVER_ERROR = 500
 _REFUSED_STATUSES, _TOO_MUCH = (400, 404, 422), (413, 415)
+_STRANGERS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_LOGIN = "a server that asks who is there wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
 _REFUSALS = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
@@ -100,10 +102,8 @@ class Store:
         try:
             self.client.search_experiments(max_results=1)
         except MlflowException as error:
-            raise UserError(
-                f"tracking.uri: {self.label} refuses: {reason_of(error)}; a server that asks who is there wants "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            ) from None
+            cure = _LOGIN if error.error_code in _STRANGERS else "the server's own log says more; is its database there?"
+            raise UserError(f"tracking.uri: {self.label} refuses: {reason_of(error)}; {cure}") from None
 
     def experiment_id(self, home: Home) -> str:
         """Return the experiment's id, made where there is none; raises `UserError` for one that was deleted."""
