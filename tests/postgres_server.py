@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,9 @@ def postgres_server(request):
 
 @functools.cache  # a fixture that several modules import is a fixture of each
 def _started(config):
-    binaries = _binaries()
-    if binaries is None:
-        pytest.skip(f"no PostgreSQL: install Debian's package postgresql, or set {VARIABLE}=postgresql+psycopg://...")
     stack = ExitStack()
     config.add_cleanup(stack.close)
-    folder = stack.enter_context(
-        tempfile.TemporaryDirectory(prefix="tracked-cls-pg-", dir="/tmp")
-    )  # only root may enter pytest's
-    return stack.enter_context(_serve(binaries, Path(folder)))
+    return stack.enter_context(database()).url
 
 
 @pytest.fixture
@@ -65,25 +60,69 @@ def _binaries():
     return next((folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()), None)
 
 
+@dataclass
+class Database:
+    """A PostgreSQL server of Debian's in a folder of its own, always on one port; `network` may log in besides this host."""
+
+    folder: Path
+    address: str = "127.0.0.1"
+    network: str | None = None
+    port: int = field(default_factory=lambda: _free_port())
+    _process: subprocess.Popen | None = None
+
+    @property
+    def url(self):
+        """The administrator's address."""
+        return f"postgresql+psycopg://postgres:{PASSWORD}@{self.address}:{self.port}/postgres"
+
+    def start(self):
+        """Start it, made where there is none, and wait until it answers."""
+        if not (self.folder / "data").exists():
+            self._make()
+        settings = {
+            "fsync": "off",
+            "listen_addresses": self.address,
+            "port": self.port,
+            "unix_socket_directories": self.folder,
+        }
+        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+        with (self.folder / "log").open("a") as log:
+            line = [_binaries() / "postgres", "-D", self.folder / "data", *options]
+            self._process = subprocess.Popen(line, stdout=log, stderr=log, **self._as_user)
+        _wait(self._process, self.url, self.folder / "log")
+
+    def stop(self, how=signal.SIGINT):
+        """End it: by its fast shutdown, or another one."""
+        self._process.send_signal(how)
+        self._process.wait(timeout=30)
+
+    def _make(self):
+        (self.folder / "password").write_text(PASSWORD)
+        login = ["-E", "UTF8", "-A", "scram-sha-256", "-U", "postgres", f"--pwfile={self.folder / 'password'}"]
+        line = [_binaries() / "initdb", "-D", self.folder / "data", "--no-sync", *login]
+        made = subprocess.run(line, capture_output=True, text=True, **self._as_user)
+        assert made.returncode == 0, made.stderr
+        if self.network is not None:
+            with (self.folder / "data" / "pg_hba.conf").open("a") as hosts:
+                hosts.write(f"host all all {self.network} scram-sha-256\n")
+
+    @property
+    def _as_user(self):
+        return {"user": _user(self.folder), "cwd": self.folder, "env": {"LC_ALL": "C", "PATH": os.defpath}}
+
+
 @contextmanager
-def _serve(binaries, folder):
-    user = _user(folder)
-    port = _free_port()
-    (folder / "password").write_text(PASSWORD)
-    data = folder / "data"
-    login = ["-E", "UTF8", "-A", "scram-sha-256", "-U", "postgres", f"--pwfile={folder / 'password'}"]
-    as_user = {"user": user, "cwd": folder, "env": {"LC_ALL": "C", "PATH": os.defpath}}
-    made = subprocess.run([binaries / "initdb", "-D", data, "--no-sync", *login], capture_output=True, text=True, **as_user)
-    assert made.returncode == 0, made.stderr
-    settings = {"fsync": "off", "listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder}
-    options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, **as_user)
-    try:
-        yield _wait(server, f"postgresql+psycopg://postgres:{PASSWORD}@127.0.0.1:{port}/postgres", folder / "log")
-    finally:
-        server.send_signal(signal.SIGINT)  # its fast shutdown
-        server.wait(timeout=30)
+def database(**options):
+    """Give a PostgreSQL server that runs, or skip the test where there is none to run."""
+    if _binaries() is None:
+        pytest.skip(f"no PostgreSQL: install Debian's package postgresql, or set {VARIABLE}=postgresql+psycopg://...")
+    with tempfile.TemporaryDirectory(prefix="tracked-cls-pg-", dir="/tmp") as folder:  # only root may enter pytest's
+        server = Database(Path(folder), **options)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _user(folder):
@@ -108,7 +147,7 @@ def _wait(server, url, log):
         assert server.poll() is None, log.read_text()
         try:
             engine.connect().close()
-            return url
+            return
         except sqlalchemy.exc.OperationalError:
             time.sleep(0.1)
     raise AssertionError(f"PostgreSQL does not answer: {log.read_text()}")

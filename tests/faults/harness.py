@@ -37,15 +37,16 @@ Kill = float | str  # seconds after the start, or a failpoint with its count: "c
 
 @dataclass(frozen=True)
 class Command:
-    """A verb of `pipelines` with its words, and the folder that its output is noted in."""
+    """A verb of `pipelines` with its words, the folder that its output is noted in, and variables of its environment."""
 
     verb: str
     words: tuple[str, ...]
     home: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def real(self, failpoint: str | None = None) -> subprocess.Popen[bytes]:
         """Start it as a user does, as a process of its own."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **self.variables}
         environment |= {} if failpoint is None else {"TRACKED_CLS_FAILPOINT": failpoint}
         with (self.home / LOG).open("ab") as log:
             line = [sys.executable, "-m", f"pipelines.{self.verb}", *self.words]
@@ -248,6 +249,7 @@ def _stop_strange_server() -> None:
 def _be(command: Command, failpoint: str | None, place: Place | None = None) -> None:
     """Be a command: a group of processes, its output in a file, its optimizer steps counted."""
     os.setsid()
+    os.environ.update(command.variables)
     if place is not None:
         place.take()
     _redirect(command.home / LOG)
