@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Rendered by deploy/render.py: sbatch this from the project's folder, on a disk that all machines share, with the environment active.
+# The login lies in ~/.mlflow/credentials: [mlflow], mlflow_tracking_username = ..., mlflow_tracking_password = ...
+#SBATCH --job-name=tracked-cls
+#SBATCH --partition=batch
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=8G
+#SBATCH --time=08:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+export MLFLOW_TRACKING_URI=http://tracking.example:5000
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=29500 WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=1
+
+code=0
+srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID GROUP_RANK=$SLURM_NODEID exec "$@"' rank \
+  python -m pipelines.train --params params/train.yaml || code=$?
+
+# told to stop, 300 s before its time was over, it has saved its state: the same command goes on from there
+[ "$code" -ne 143 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
