@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_word_of_an_option_stays_one_word_everywhere():
 
     (job,) = (found for found in yaml.safe_load_all(files["kubernetes/together.yaml"]) if found["kind"] == "Job")
     container = job["spec"]["template"]["spec"]["containers"][0]
-    shown = files["slurm/together.sh"].split("python -m pipelines.train ")[1].split(" || ")[0]
+    shown = files["slurm/together.sh"].split("python -m pipelines.train ")[1].split(" &\n")[0]
     told = subprocess.run(["bash", "-c", f"printf '%s\\n' {shown}"], capture_output=True, text=True, check=True)
 
     assert container["command"][3:] == wanted
@@ -167,7 +168,7 @@ STUBS = {
         option() { sed -n "s/^#SBATCH --$1=//p" "$script"; }
         export SLURM_JOB_ID=17 SLURM_JOB_NODELIST=127.0.0.1 SLURM_NTASKS=$(($(option nodes) * $(option ntasks-per-node)))
         export STUB_EACH=$(option ntasks-per-node)
-        bash "$script"
+        exec bash "$script"
     """,
     "scontrol": """
         case $1 in
@@ -184,8 +185,9 @@ STUBS = {
           SLURM_PROCID=$rank SLURM_LOCALID=$((rank % STUB_EACH)) SLURM_NODEID=$((rank / STUB_EACH)) "$@" &
           tasks+=($!)
         done
+        trap 'kill "${tasks[@]}" 2>/dev/null' TERM
         highest=0
-        for _ in "${tasks[@]}"; do
+        while [ -n "$(jobs -rp)" ]; do
           code=0
           wait -n || code=$?
           [ $code -eq 0 ] || kill "${tasks[@]}" 2>/dev/null || true
@@ -207,13 +209,20 @@ class Cluster:
             path.write_text(f"#!/usr/bin/env bash\n{text}")
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
-    def submit(self, parameters, **variables):
-        """Run the rendered script to its end."""
+    def start(self, parameters, **variables):
+        """Start the rendered script."""
         script = self.folder / "together.sh"
         script.write_text(render(parameters)["slurm/together.sh"])
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "STUB_LOG": str(self.folder / "log"), **variables}
-        return subprocess.run(["sbatch", script], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["sbatch", script], cwd=self.folder, env=environment, **pipes)
+
+    def submit(self, parameters, **variables):
+        """Run the rendered script to its end."""
+        job = self.start(parameters, **variables)
+        stdout, stderr = job.communicate(timeout=300)
+        return subprocess.CompletedProcess(job.args, job.returncode, stdout, stderr)
 
     @property
     def requeued(self):
@@ -244,14 +253,30 @@ def test_slurm_tells_every_rank_its_place(tmp_path):
     assert lines == [f"{rank} {rank % 2} {rank // 2} {words}" for rank in range(4)]
 
 
-@pytest.mark.parametrize(
-    ("code", "again"), [(143, True), (1, False), (2, False)], ids=["told to stop", "an error", "a mistake"]
-)
-def test_a_job_that_was_told_to_stop_is_put_back_and_one_that_failed_is_not(tmp_path, code, again):
-    cluster = Cluster(tmp_path, f"exit {code}")
+# as a training does: it saves when it is told to stop
+SAVES = """trap 'exit 143' TERM
+touch "$STUB_LOG.$RANK"
+for _ in {1..600}; do sleep 0.1; done"""
 
-    assert cluster.submit(PARAMETERS).returncode == code
-    assert cluster.requeued is again
+
+def test_a_job_that_was_told_to_stop_waits_for_its_ranks_and_is_put_back(tmp_path):
+    cluster = Cluster(tmp_path, SAVES)
+    job = cluster.start(PARAMETERS)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("log.[01]"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+
+    job.terminate()
+
+    assert job.wait(timeout=60) == 143
+    assert cluster.requeued
+
+
+def test_a_job_of_which_one_rank_fails_and_takes_the_others_with_it_is_not_put_back(tmp_path):
+    cluster = Cluster(tmp_path, f'[ "$RANK" = 1 ] && exit 1\n{SAVES}')
+
+    assert cluster.submit(PARAMETERS).returncode > 0
+    assert not cluster.requeued
 
 
 @pytest.mark.slow

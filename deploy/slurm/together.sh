@@ -8,7 +8,7 @@
 #SBATCH --cpus-per-task=2
 #SBATCH --mem=8G
 #SBATCH --time=08:00:00
-#SBATCH --signal=TERM@300
+#SBATCH --signal=B:TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -17,10 +17,18 @@ export MLFLOW_TRACKING_URI=http://tracking.example:5000
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=29500 WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=1
 
-code=0
 srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID GROUP_RANK=$SLURM_NODEID exec "$@"' rank \
-  python -m pipelines.train --params params/train.yaml || code=$?
+  python -m pipelines.train --params params/train.yaml &
+ranks=$!
 
-# told to stop, 300 s before its time was over, it has saved its state: the same command goes on from there
-[ "$code" -ne 143 ] || scontrol requeue "$SLURM_JOB_ID"
+# 300 s before the time is over Slurm tells this script, and it the processes, which save their state: the same command goes on
+# from there. By an exit code alone a rank that failed, and took the others with it, would look like that.
+told=no code=0
+trap 'told=yes; kill -TERM "$ranks"' TERM
+wait "$ranks" || code=$?
+if [ "$told" = yes ]; then
+  code=0
+  wait "$ranks" || code=$?
+  [ "$code" -eq 0 ] || scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"
