@@ -57,7 +57,7 @@ def of_mlflow_run(words: list[str]) -> tuple[str, list[str]]:
         elif word == "-P":
             key, _, text = value.partition("=")
             options += [f"--{key}", text]
-        elif (word, value) != ("--env-manager", "local"):
+        elif word != "--experiment-name" and (word, value) != ("--env-manager", "local"):
             raise AssertionError(f"mlflow run: {word} {value}")
     return verb, options
 

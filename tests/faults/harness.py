@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOG = "commands.log"
 STEPS = "steps"  # a byte for every optimizer step that was taken
 _LONGEST_SECONDS = 300.0
-_TOLD = "SIGTERM"
+_SIGNALS = ("SIGTERM", "SIGKILL")
 
 Kill = float | str  # seconds after the start, or a failpoint with its count: "checkpoint.before_rename:3"
 
@@ -162,7 +162,7 @@ def together(
     command: Command,
     count: int,
     *,
-    kills: Mapping[int, Kill] | None = None,
+    kills: Mapping[int, str] | None = None,
     own: Mapping[int, Sequence[str]] | None = None,
     sees_first: bool = True,
     absent: int = 0,
@@ -170,26 +170,25 @@ def together(
 ) -> list[int]:
     """Run a command in so many processes that train together, the last of them `absent`; return their exit codes.
 
-    `kills` and `own` say what happens to one of them, by its rank, and which words it has besides: "SIGTERM" is sent once steps
-    are taken. As by a launcher, once one has failed the others are told to stop; `restarts` is how often it has started them.
+    `kills` and `own` say what happens to one of them, by its rank, and which words it has besides: a failpoint, or the signal
+    that it gets once steps are taken. As by a launcher, once one has failed the others are told to stop; `restarts` is how
+    often it has started them.
     """
     kills, port, steps = kills or {}, _free_port(), _steps_of(command)
     ranks = []
     for rank in range(count - absent):
         words = (*command.words, *(own or {}).get(rank, ()))
-        failpoint = kill if isinstance(kill := kills.get(rank), str) and kill != _TOLD else None
+        failpoint = kill if isinstance(kill := kills.get(rank), str) and kill not in _SIGNALS else None
         ranks.append(_fork(_be, replace(command, words=words), failpoint, Place(rank, count, port, sees_first, restarts)))
-    started, told = time.monotonic(), False
+    started, signalled, told = time.monotonic(), False, "SIGTERM" in kills.values()
     try:
         while any(process.exitcode is None for process in ranks):
             if time.monotonic() - started > _LONGEST_SECONDS:
                 raise AssertionError(f"the processes of {command.verb} hang:\n{tail(command)}")
             for rank, kill in kills.items():
-                if isinstance(kill, float) and time.monotonic() - started > kill:
-                    _kill_group(ranks[rank].pid)
-                if kill == _TOLD and _steps_of(command) > steps + 12 and not told:
-                    told = True
-                    os.kill(ranks[rank].pid, signal.SIGTERM)
+                if kill in _SIGNALS and _steps_of(command) > steps + 12 and not signalled:
+                    signalled = True
+                    os.kill(ranks[rank].pid, signal.Signals[str(kill)])
             if not told and any(process.exitcode for process in ranks):
                 told = True
                 for process in ranks:

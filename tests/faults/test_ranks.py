@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_bits_again(site, whole):
     assert site.left("again", "train") == whole
 
 
-@pytest.mark.parametrize(("rank", "kill"), [(0, "train.before_save:12"), (1, 2.0)])
+@pytest.mark.parametrize(("rank", "kill"), [(0, "train.before_save:12"), (1, "SIGKILL")])
 def test_a_training_of_which_one_process_is_killed_goes_on_to_the_same_bits(site, whole, rank, kill):
     name = f"killed-{rank}-{str(kill).replace('.', '-').replace(':', '-')}"
     codes = together(training(site, name), 2, kills={rank: kill})
