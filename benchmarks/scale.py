@@ -108,7 +108,7 @@ def run(folder: Path, threads: int) -> dict[str, float]:
 
 @cache
 def _measured(terms: Terms) -> dict[int, list[dict[str, float]]]:
-    """Run both sizes in turns; the rows look at different figures of the same runs."""
+    """Run both sizes in turns; the figures of a row are of the same runs."""
     if not _STATUS.exists():
         raise LeftOut("needs Linux, whose kernel tells anonymous memory from mapped files")
     found: dict[int, list[dict[str, float]]] = {SMALL: [], LARGE: []}

@@ -26,15 +26,7 @@ T = TypeVar("T")
 
 _PLACES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}  # with what they are without torchrun
 _POLL_SECONDS = 0.1
-_SIGNS = (
-    "gloo",
-    "nccl",
-    "connection",
-    "socket",
-    "timed out",
-    "timeout",
-    "store",
-)  # of an error that comes from another process
+_SIGNS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "tcpstore")  # of what another process causes
 
 
 @dataclass(frozen=True)
@@ -158,7 +150,7 @@ class Ranks:
         """Raise `ProcessLost` inside the block where another process has ended, or does not answer."""
         try:
             yield
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:
             if not self.are_several or not any(sign in str(error).lower() for sign in _SIGNS):
                 raise
             raise ProcessLost(

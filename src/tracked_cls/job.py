@@ -110,6 +110,7 @@ def begun(
         title = name or f"{cfg.model.name} on {prepared.manifest.name}"
         train, val = _splits(cfg, feed)
         _require_enough(cfg, train, ranks)
+        _require_gpus(cfg, compute, ranks)
         if ranks.are_several:
             with ranks.watched():
                 _give_order(ranks, _Order(cfg, prepared.folder, prepared.preprocess, beginning.teacher), prepared)
@@ -249,6 +250,16 @@ def _require_enough(cfg: TrainConfig, train: Split, ranks: Ranks) -> None:
             f"batch_size={cfg.batch_size}: steps of {least} images give {ranks.world_size} processes fewer than 2 each; "
             f"raise batch_size to {2 * ranks.world_size} or more, or take fewer processes"
         )
+
+
+def _require_gpus(cfg: TrainConfig, compute: Compute, ranks: Ranks) -> None:
+    """Raise `UserError` where PyTorch's BatchNorm over all processes cannot work: it knows GPUs only."""
+    if not cfg.training.sync_batchnorm:
+        return
+    if not ranks.are_several:
+        say("warning: training.sync_batchnorm has no effect with one process")
+    elif compute.device.type != "cuda":
+        raise UserError("training.sync_batchnorm=true needs GPUs: PyTorch has it for no other device; leave it false")
 
 
 def _precise(cfg: TrainConfig, prepared: Prepared, compute: Compute, beginning: Beginning) -> tuple[TrainConfig, Compute]:

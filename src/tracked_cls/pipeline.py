@@ -46,6 +46,9 @@ class Training:
 def train(cfg: TrainConfig, tracker: Tracker, ranks: Ranks = ALONE) -> Training:
     """Train one model, or one per fold; as the first of several processes, together with them."""
     if cfg.folds is not None:
+        if ranks.are_several:  # the others would wait for ever
+            raise UserError(f"folds={cfg.folds} and {ranks.world_size} processes do not go together: train one fold at a time, "
+                            "with data.folds and data.fold")  # fmt: skip
         across = folds.run(cfg, tracker)
         return Training(folds.lines(across), folds.next_command(across))
     outcome = experiment.run(cfg, tracker, ranks=ranks)

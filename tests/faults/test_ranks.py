@@ -137,3 +137,19 @@ def test_shares_too_small_for_batchnorm_are_refused(site):
     assert together(command, 3)[0] == 2
 
     assert "batch_size=4: steps of 4 images give 3 processes fewer than 2 each" in tail(command, 50_000)
+
+
+def test_batchnorm_over_all_processes_is_refused_where_there_are_no_gpus(site):
+    command = training(site, "synchronised", "--training.sync_batchnorm", "true", "--device", "cpu")
+
+    assert together(command, 2)[0] == 2
+
+    assert "training.sync_batchnorm=true needs GPUs" in tail(command, 50_000)
+
+
+def test_folds_are_refused_where_several_processes_were_started(site):
+    command = training(site, "folds", "--folds", "2")
+
+    assert together(command, 2)[0] == 2
+
+    assert "folds=2 and 2 processes do not go together" in tail(command, 50_000)
