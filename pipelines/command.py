@@ -36,8 +36,11 @@ def config_of(run_id: str, tracking: TrackingConfig) -> str:
     return config_of_run(run_id, tracking)
 
 
-def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 129/130/143 interrupted."""
+def command(verb: Callable[[Sequence[str]], None], *, several: bool = False) -> NoReturn:
+    """Run a verb on the command line's arguments and exit: 0 done, 2 the user's mistake, 1 failed, 129/130/143 interrupted.
+
+    `several`: whether the processes that torchrun starts do its work together; else each would do all of it.
+    """
     opened = _opened_by_mlflow_run()
     signals.install()
     if distributed.rank() is not None:
@@ -46,6 +49,8 @@ def command(verb: Callable[[Sequence[str]], None]) -> NoReturn:
         signals.watch_launcher()
     try:
         try:
+            if not several:
+                distributed.require_alone()
             verb(sys.argv[1:])
         finally:
             signals.ignore()  # all is done and stored: what comes now changes nothing

@@ -10,14 +10,14 @@ from tracked_cls.console import say
 def main(argv: Sequence[str]) -> None:
     """Train one model, or one per fold, and say what was reached and where it is."""
     cfg = load(TrainConfig, argv, config_of=config_of)
-    from tracked_cls import delivery, distributed, experiment, launch, pipeline  # seconds of imports, after the arguments
+    from tracked_cls import delivery, distributed, launch, lockstep, pipeline  # seconds of imports, after the arguments
 
     if launch.is_wanted(cfg):
         launch.run(cfg, "pipelines.train", argv)
         return
     with distributed.joined(cfg.distributed.timeout_seconds) as ranks:
         if not ranks.is_first:
-            experiment.follow(cfg, ranks)
+            lockstep.follow(cfg, ranks)
             return
         with delivery.open_tracker(cfg.tracking) as tracker:
             ended = pipeline.train(cfg, tracker, ranks)
@@ -28,4 +28,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, several=True)

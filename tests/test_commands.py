@@ -194,6 +194,21 @@ def test_under_mlflow_run_the_launcher_is_watched_and_a_stopped_run_gets_its_las
     assert noted == ([] if run_id is None else ["watched", run_id])
 
 
+@pytest.mark.parametrize(("several", "rank", "code"), [(False, 0, 2), (False, 1, 2), (True, 1, 0)])
+def test_only_training_is_done_by_several_processes(several, rank, code, monkeypatch, capsys):
+    from pipelines import command
+
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command.signals, "watch_launcher", lambda: None)
+    done = []
+
+    assert _in_process(lambda verb: command.command(verb, several=several), done.append, []) == code
+    assert len(done) == (code == 0)
+    told = "error: torchrun started this 2 times, and each would do all of the work: only train is for several"
+    assert capsys.readouterr().err.startswith(told) == (code == 2 and rank == 0)
+
+
 def _in_process(command, main, words):
     before = sys.argv, {signum: signal.getsignal(signum) for signum in SIGNALS}
     sys.argv = ["pipelines", *words]

@@ -70,7 +70,7 @@ LAYERS = [
         *(f"report.{name}" for name in ("page", "artifacts", "numbers", "origin", "data", "training", "study", "pairs")),
         *("report.comparison", "report.publication", "report.own"),
         *("inspection", "assembly", "preparation", "tables", "showcase", "assessment", "parity", "contest", "promotion"),
-        *("beginning", "job", "exhibits", "release", "delivery", "keeping", "experiment", "gallery", "folds"),
+        *("beginning", "job", "exhibits", "release", "delivery", "keeping", "lockstep", "experiment", "gallery", "folds"),
         *(
             f"prediction.{name}"
             for name in (

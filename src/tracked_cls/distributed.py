@@ -8,6 +8,7 @@ RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,10 +120,18 @@ class Ranks:
                 distributed.broadcast(buffer, src=0)
 
     def replica(self, network: nn.Module) -> DistributedDataParallel:
-        """Return a network whose backward pass adds up the gradients of all processes, divided by their number."""
+        """Return a network whose backward pass adds up the gradients of all processes, divided by their number.
+
+        PyTorch lays the gradients out anew after the first step, and three or more numbers are added in an order that depends
+        on where they lie: a training that goes on would begin with the first layout, and end with other bits. It keeps the
+        first one where it has to look for unused parameters. Buffers are not sent before each step: no step reads another
+        process's, and where they are read the first one's are taken (`copy_buffers`).
+        """
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(network, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=self.world_size > 2
+        )
 
     def threads_of(self, total: int) -> int:
         """Return the CPU threads of this process, out of all that the training has on this machine."""
@@ -167,6 +176,15 @@ def rank() -> int | None:
     """Return the number of this process among those that a launcher started; None where there is no launcher."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return int(os.environ["RANK"]) if all(name in os.environ for name in names) else None
+
+
+def require_alone() -> None:
+    """Raise `UserError` where a launcher started this process as the first of several; the others leave it to say so."""
+    if rank():
+        sys.exit(2)
+    if rank() is not None and os.environ["WORLD_SIZE"] != "1":
+        raise UserError(f"torchrun started this {os.environ['WORLD_SIZE']} times, and each would do all of "
+                        "the work: only train is for several; start this command once, without torchrun")  # fmt: skip
 
 
 def is_restart() -> bool:

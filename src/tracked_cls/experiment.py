@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from tracked_cls import (
     assessment,
@@ -21,21 +20,21 @@ from tracked_cls import (
     exhibits,
     failpoints,
     keeping,
+    lockstep,
     plots,
     registry,
     release,
     signals,
     tables,
-    training,
 )
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import progress, say
 from tracked_cls.data.cache import Prepared
 from tracked_cls.data.loaders import Split, open_split
 from tracked_cls.distributed import ALONE, Ranks
-from tracked_cls.errors import ProcessLost, StopRun, UserError
+from tracked_cls.errors import StopRun, UserError
 from tracked_cls.evaluation import EvalReport, Scores
-from tracked_cls.job import Given, Job, Task, begun, followed
+from tracked_cls.job import Given, Job, begun
 from tracked_cls.keeping import Kept
 from tracked_cls.losses import Teacher
 from tracked_cls.profiling import profiler
@@ -54,7 +53,6 @@ _ON_VERSION = (  # the numbers that a registered version carries; all of them ar
     *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
     *("test_f1_macro", "test_mean_average_precision", "test_ece_calibrated"),
 )
-_MAX_ROLLBACKS = 3
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def run(
 ) -> Outcome:
     """Train, test, log and register one model; an interrupted run of the same data and configuration is continued.
 
-    Of several processes this is the first one's part; the others `follow`.
+    Of several processes this is the first one's part; the others `lockstep.follow`.
     """
     with begun(cfg, tracker, "train", name, given, ranks) as job:
         state, kept = _learn(job, _go_on)
@@ -117,24 +115,6 @@ def run(
     if given is None:
         checkpoint.conclude(state, job.attempt, job.cfg.checkpoint)  # after the end: until then a restart needs them
     return outcome
-
-
-def follow(cfg: TrainConfig, ranks: Ranks) -> None:
-    """Train beside the first process of several, which says with what; nothing is tracked, saved or tested here."""
-    with ranks.watched(), followed(cfg, ranks) as task:
-        state = _fresh_state(task)
-        teacher = task.beginning.open_teacher(task.feed)
-        _share(state, ranks)
-        with signals.deferred() as interrupted:
-            while True:
-                try:
-                    for _ in _steps(task, state, teacher, interrupted):
-                        pass
-                    return
-                except Diverged as trouble:
-                    if _gives_up(task.cfg, state):
-                        raise ProcessLost("the first process says what happened") from trouble
-                    _share(state, ranks)
 
 
 def _forget(trained: Trained) -> None:
@@ -183,11 +163,11 @@ def _trained(job: Job, state: TrainState, scores: Scores) -> Trained:
 def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
     """Train to the end; return the state with the weights that are kept, and which these are."""
     cfg, tracked, attempt = job.cfg, job.tracked, job.attempt
-    state = _fresh_state(job)
+    state = lockstep.begin(job)
     transfer = job.beginning.give(state.model)
     teacher = job.beginning.open_teacher(job.feed)
     resumed = checkpoint.restore(state, attempt)
-    _hand_over(job, state)
+    lockstep.hand_over(state, job.ranks)
     tracked.log_config(cfg.model_copy(update={"from_run": None}))
     if cfg.from_run is not None:
         tracked.set_tags({"replays": cfg.from_run})
@@ -197,7 +177,7 @@ def _learn(job: Job, on_epoch: OnEpoch) -> tuple[TrainState, Kept]:
     with signals.deferred() as interrupted:
         try:
             with job.ranks.watched():
-                _share(state, job.ranks)
+                lockstep.share(state, job.ranks)
                 _loop(job, state, teacher, interrupted, on_epoch)
         except StopRun as stop:
             attempt.end(stop.status)
@@ -225,16 +205,16 @@ def _loop(job: Job, state: TrainState, teacher: Teacher | None, interrupted: Cal
     cfg = job.cfg
     if cfg.training.on_nan == "rollback" and state.epoch == state.batch == 0:
         checkpoint.save(state, job.attempt, job.policy)
-    while not _is_stale(cfg, state):
+    while not lockstep.is_stale(cfg, state):
         try:
             _loop_until_stopped(job, state, teacher, interrupted, on_epoch)
             return
         except Diverged as trouble:
-            if _gives_up(cfg, state):
+            if lockstep.gives_up(cfg, state):
                 _log_culprits(job, trouble)
                 raise
             _roll_back(job, state, trouble)
-            _share(state, job.ranks)
+            lockstep.share(state, job.ranks)
 
 
 def _loop_until_stopped(
@@ -245,7 +225,7 @@ def _loop_until_stopped(
     total = plan.total_steps - state.epoch * plan.steps_per_epoch - state.batch
     saver = Saver(state, job.attempt, job.policy, before=partial(_before_save, job))
     with profiler(job.feed.compute, enabled=cfg.training.profile) as profiled:
-        steps = _steps(job, state, teacher, interrupted)
+        steps = lockstep.steps(job, state, teacher, interrupted)
         for step in progress(steps, total, "training", unit="batch", counts=lambda step: isinstance(step, Progress)):
             if isinstance(step, EpochResult):
                 job.tracked.log_metrics(step.metrics, step=step.epoch)
@@ -261,23 +241,6 @@ def _loop_until_stopped(
         exhibits.log_profile(job.tracked, profiled.result)
 
 
-def _steps(
-    task: Task, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]
-) -> Iterator[Progress | EpochResult]:
-    """Yield every step and every validated epoch, to the end, an early stop, or an interruption of any of the processes."""
-    cfg = task.cfg
-    for step in training.fit(state, cfg, train=task.train, val=task.val, teacher=teacher, ranks=task.ranks):
-        if isinstance(step, EpochResult):
-            state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)
-        yield step
-        if task.ranks.any(interrupted()):
-            if not interrupted():
-                signals.join_in()
-            break
-        if _is_stale(cfg, state):
-            break
-
-
 def _settle(job: Job, state: TrainState, saver: Saver, *, interrupted: bool) -> None:
     """Write what the next start, or the end of the run, goes on from."""
     if interrupted:
@@ -285,7 +248,7 @@ def _settle(job: Job, state: TrainState, saver: Saver, *, interrupted: bool) -> 
         job.say(f"interrupted: saved after epoch {state.epoch}, batch {state.batch}; the same command continues from here")
         return
     saver.save_best()
-    if _is_stale(job.cfg, state):
+    if lockstep.is_stale(job.cfg, state):
         job.say(f"stopped early: no better val_accuracy in {state.stale_epochs} epochs; the best is {state.best_score:.4f} of "
                 f"epoch {state.best_epoch}")  # fmt: skip
 
@@ -303,45 +266,6 @@ def _before_save(job: Job) -> None:
     """Make sure that a checkpoint never knows of an epoch that the journal has lost."""
     failpoints.reach("train.before_save")
     job.tracked.sync()
-
-
-def _is_stale(cfg: TrainConfig, state: TrainState) -> bool:
-    return cfg.training.patience is not None and state.stale_epochs >= cfg.training.patience
-
-
-def _fresh_state(task: Task) -> TrainState:
-    """Return the state that a training begins with, on this process's device."""
-    cfg, compute = task.cfg, task.feed.compute
-    state = TrainState.create(cfg, task.shape, train_images=len(task.train), compute=compute)
-    state.world_size = task.ranks.world_size
-    if cfg.training.sync_batchnorm and task.ranks.are_several:
-        state.model = nn.SyncBatchNorm.convert_sync_batchnorm(state.model)  # type: ignore[no-untyped-call]
-    return state
-
-
-def _hand_over(job: Job, state: TrainState) -> None:
-    """Say what it changes that other processes go on than those that began, and note who they are."""
-    before, now = state.world_size, job.ranks.world_size
-    if before != now:
-        by = "1 process" if now == 1 else f"{now} processes"
-        say(f"continued by {by} instead of {before}: each step has the same images, augmented alike, but gradients are added "
-            "up in another order, dropout is drawn anew, and BatchNorm sees shares of another size: the weights will differ "
-            "slightly from those of a run that was not interrupted")  # fmt: skip
-    state.world_size = now
-
-
-def _share(state: TrainState, ranks: Ranks) -> None:
-    """Have every process stand where the first one does."""
-    if not ranks.are_several:
-        return
-    content = ranks.told(state.to_bytes() if ranks.is_first else b"")
-    if not ranks.is_first:
-        state.load_bytes(content)
-
-
-def _gives_up(cfg: TrainConfig, state: TrainState) -> bool:
-    """Whether a loss that is not finite ends the training."""
-    return cfg.training.on_nan == "stop" or state.schedule.scale <= 0.5**_MAX_ROLLBACKS
 
 
 def _roll_back(job: Job, state: TrainState, trouble: Diverged) -> None:

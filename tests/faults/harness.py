@@ -259,7 +259,7 @@ def _be(command: Command, failpoint: str | None, place: Place | None = None) -> 
     failpoints.arm(failpoint)
     _count_steps(command.home / STEPS)
     sys.argv = [f"pipelines.{command.verb}", *command.words]
-    ended_by(importlib.import_module(f"pipelines.{command.verb}").main)
+    ended_by(importlib.import_module(f"pipelines.{command.verb}").main, several=place is not None)
 
 
 def _redirect(path: Path) -> None:

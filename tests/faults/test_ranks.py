@@ -74,6 +74,16 @@ def test_a_training_of_which_one_process_is_killed_goes_on_to_the_same_bits(site
     assert site.left(name, "train") == whole
 
 
+@pytest.mark.slow
+def test_three_processes_go_on_to_the_same_bits_too(site):
+    assert together(training(site, "three-whole"), 3) == [0, 0, 0]
+    assert together(training(site, "three-killed"), 3, kills={0: "train.before_save:12"})[0] == -signal.SIGKILL
+
+    assert together(training(site, "three-killed"), 3) == [0, 0, 0]
+
+    assert site.left("three-killed", "train") == site.left("three-whole", "train")
+
+
 def test_started_again_by_a_launcher_it_goes_on_whatever_resume_says(site, whole):
     command = training(site, "anew", "--resume", "never")
     assert together(command, 2, kills={0: "train.after_metrics:2"})[0] == -signal.SIGKILL
