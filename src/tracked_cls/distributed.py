@@ -129,9 +129,9 @@ class Ranks:
         """
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=self.world_size > 2
-        )
+        replica = DistributedDataParallel(network, gradient_as_bucket_view=True, find_unused_parameters=self.world_size > 2)
+        replica.broadcast_buffers = False  # the argument has another name in newer releases of PyTorch
+        return replica
 
     def threads_of(self, total: int) -> int:
         """Return the CPU threads of this process, out of all that the training has on this machine."""
