@@ -1,8 +1,9 @@
 """What does it cost to check every image? `prepare` of MNIST as pictures against no more than decoding the same files.
 
 Ours: list, read, check, hash, decode and measure each file, look for copies, split, and write pixels, manifest and ledger to
-disk. Imports, the start of the decoding processes, and the report with its search for near copies are left out. Theirs: the
-paths are known already; two processes open each file with Pillow and make an array of its pixels, which is thrown away.
+disk. Imports, the start of the decoding processes, and the report (its search for near copies, and its augmented images, for
+which PyTorch is imported) are left out. Theirs: the paths are known already; two processes open each file with Pillow and
+make an array of its pixels, which is thrown away.
 
     python -m benchmarks --only prepare --mnist FOLDER
 """
@@ -64,7 +65,7 @@ def ours(root: str) -> dict[str, Any]:
     """Prepare as `python -m pipelines.prepare` does; return the seconds of scan and build, without those of the report."""
     import pyarrow.parquet  # noqa: F401 - start-up
 
-    from tracked_cls import assembly, preparation
+    from tracked_cls import assembly, inspection, preparation
 
     scan_input, work, report = preparation.scan_input, Clock(), Clock()
 
@@ -76,8 +77,8 @@ def ours(root: str) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(preparation, "scan_input", work.counting(scan)))
         stack.enter_context(patch.object(preparation, "build", work.counting(assembly.build)))
-        for name in ("_report", "render_data_report"):
-            stack.enter_context(patch.object(assembly, name, report.counting(getattr(assembly, name))))
+        for module, name in ((assembly, "_report"), (inspection, "augmented"), (assembly, "render_data_report")):
+            stack.enter_context(patch.object(module, name, report.counting(getattr(module, name))))
         scratch = stack.enter_context(TemporaryDirectory())
         _start_decoders(root)
         uri = f"sqlite:///{scratch}/mlflow.db"
@@ -166,7 +167,7 @@ def measure(terms: Terms) -> Found:
         terms.rounds,
         names=("prepare", "plain decode"),
     )
-    found.details["report with the search for near copies, left out"] = f"{min(reports):.1f} to {max(reports):.1f} s"
+    found.details["report with near copies and augmented images, left out"] = f"{min(reports):.1f} to {max(reports):.1f} s"
     return found
 
 

@@ -38,7 +38,7 @@ LAYERS = [
             "data.reuse",
             "data.exchange",
         ),
-        *("distributed", "randomness", "data.order", "compute"),
+        *("presence", "distributed", "randomness", "data.order", "compute"),
         *("losses.terms", "losses.class_weights", "losses.distillation", "losses"),
         *(f"transforms.{name}" for name in ("tensors", "warps", "batch", "mixing", "plain", "steps", "samples", "views")),
         *("transforms", "transforms.inference", "data.items", "data.feed", "data.loaders"),

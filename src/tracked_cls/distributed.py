@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tracked_cls.errors import ProcessLost, UserError
+from tracked_cls.host import refusal
+from tracked_cls.presence import Presence
 from tracked_cls.provenance import num_cores
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PLACES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}  # with what they are without torchrun
-_POLL_SECONDS = 0.1
 _SIGNS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "tcpstore")  # of what another process causes
 
 
@@ -42,7 +42,7 @@ class Ranks:
     local_rank: int = 0
     local_world_size: int = 1
     machine: int = 0
-    store: Any = field(default=None, repr=False, compare=False)
+    presence: Presence | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -87,13 +87,16 @@ class Ranks:
 
     def note(self, what: str) -> None:
         """Let the others know of something that they may wait for."""
-        if self.are_several:
-            self.store.set(what, b"1")
+        if self.presence is not None:
+            self.presence.note(what)
 
     def wait_for(self, what: str) -> None:
-        """Wait for a note, however long it takes: preparing data may take hours, for which no step would wait."""
-        while self.are_several and not self.store.check([what]):
-            time.sleep(_POLL_SECONDS)
+        """Wait for a note, however long it takes: preparing data may take hours, for which no step would wait.
+
+        Raises `ProcessLost` where another process has ended, or shows no sign of life.
+        """
+        if self.presence is not None:
+            self.presence.wait_for(what)
 
     def meet(self, where: str) -> None:
         """Wait until all processes are here, however long it takes."""
@@ -124,12 +127,12 @@ class Ranks:
 
         PyTorch lays the gradients out anew after the first step, and three or more numbers are added in an order that depends
         on where they lie: a training that goes on would begin with the first layout, and end with other bits. It keeps the
-        first one where it has to look for unused parameters. Buffers are not sent before each step: no step reads another
-        process's, and where they are read the first one's are taken (`copy_buffers`).
+        first one where it looks for parameters that a step does not use, which a network may have. Buffers are not sent
+        before each step: no step reads another process's, and where they are read the first one's are taken (`copy_buffers`).
         """
         from torch.nn.parallel import DistributedDataParallel
 
-        replica = DistributedDataParallel(network, gradient_as_bucket_view=True, find_unused_parameters=self.world_size > 2)
+        replica = DistributedDataParallel(network, gradient_as_bucket_view=True, find_unused_parameters=True)
         replica.broadcast_buffers = False  # the argument has another name in newer releases of PyTorch
         return replica
 
@@ -162,14 +165,23 @@ class Ranks:
         except RuntimeError as error:
             if not self.are_several or not any(sign in str(error).lower() for sign in _SIGNS):
                 raise
+            why = self.presence.trouble() if self.presence is not None else None
             raise ProcessLost(
-                f"another of the {self.world_size} processes that train together has ended or does not answer "
-                f"({' '.join(str(error).split())[:200]}); the same command continues from the newest checkpoint"
+                f"{why or self._unanswered(error)}; the same command continues from the newest checkpoint"
             ) from error
+
+    def _unanswered(self, error: RuntimeError) -> str:
+        return (
+            f"another of the {self.world_size} processes that train together has ended or does not answer "
+            f"({' '.join(str(error).split())[:200]})"
+        )
 
 
 ALONE = Ranks()
 RESTARTS = "TRACKED_CLS_RESTARTS"  # how often `launch` has started all processes again
+STORE = "TRACKED_CLS_STORE"  # the file where those of `launch` meet
+_ENDED = "the first process has ended"
+_FAREWELL_SECONDS = 5.0
 
 
 def rank() -> int | None:
@@ -209,8 +221,38 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
     ranks = _meet(timeout_seconds)
     try:
         yield ranks
+        _end_together(ranks)
+    except BaseException as error:
+        _end_in_trouble(ranks, error)
+        raise
     finally:
+        assert ranks.presence is not None
+        ranks.presence.end()
         leave()
+
+
+def _end_together(ranks: Ranks) -> None:
+    """Stay until the first process has tested and registered: it may be lost, and then all have to go on."""
+    assert ranks.presence is not None
+    if not ranks.is_first:
+        ranks.wait_for(_ENDED)
+        ranks.note(f"gone/{ranks.rank}")
+        return
+    ranks.note(_ENDED)
+    with suppress(ProcessLost, RuntimeError):  # all is done: who is lost now does not matter
+        for other in range(1, ranks.world_size):
+            ranks.presence.wait_for(f"gone/{other}", at_most=_FAREWELL_SECONDS)  # who keeps the store leaves last
+
+
+def _end_in_trouble(ranks: Ranks, error: BaseException) -> None:
+    """Say why this process leaves; where the first one is to say so, stay until it has: whoever leaves has all stopped."""
+    assert ranks.presence is not None
+    ranks.presence.note_trouble(" ".join((refusal(error) or str(error) or type(error).__name__).split()))
+    if ranks.is_first:
+        ranks.note(_ENDED)
+    elif isinstance(error, ProcessLost):
+        with suppress(ProcessLost, RuntimeError):
+            ranks.wait_for(_ENDED)
 
 
 def leave() -> None:
@@ -224,13 +266,12 @@ def leave() -> None:
 def _meet(timeout_seconds: float) -> Ranks:
     import torch
     from torch import distributed
-    from torch.distributed.rendezvous import rendezvous
 
     number, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     patience = timedelta(seconds=timeout_seconds)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://", number, world_size, timeout=patience))
+        store = _store(number, world_size, patience)
         shared = distributed.PrefixStore("group", store)  # type: ignore[attr-defined]
         distributed.init_process_group(backend, store=shared, rank=number, world_size=world_size, timeout=patience)
     except (RuntimeError, ValueError, OSError) as error:
@@ -240,4 +281,18 @@ def _meet(timeout_seconds: float) -> Ranks:
             f"({' '.join(str(error).split())[:160]}); are they started, and does a firewall let them through?"
         ) from None
     place, places, machine = (int(os.environ.get(name, default)) for name, default in _PLACES.items())
-    return Ranks(number, world_size, place, places, machine, store)
+    presence = Presence(distributed.PrefixStore("presence", store), number, world_size, timeout_seconds)  # type: ignore[attr-defined]
+    return Ranks(number, world_size, place, places, machine, presence)
+
+
+def _store(number: int, world_size: int, patience: timedelta) -> Any:
+    """Return where the processes tell each other their addresses: a file of `launch`, else torchrun's server."""
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    if STORE not in os.environ:
+        store, _, _ = next(rendezvous("env://", number, world_size, timeout=patience))
+        return store
+    kept = distributed.FileStore(os.environ[STORE], world_size)  # type: ignore[attr-defined]
+    kept.set_timeout(patience)
+    return kept

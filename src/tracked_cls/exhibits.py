@@ -73,12 +73,16 @@ def _headline(job: Job, state: TrainState) -> str:
     return (
         f"{job.cfg.model.name} ({models.count_parameters(state.model):,} parameters) on {job.feed.prepared.manifest.name}: "
         f"{len(job.train):,} train, {len(job.val):,} val images of {size}x{size}, "
-        f"batches of {job.cfg.batch_size}, {_processes(job)}{compute.device}{form}, {compute.threads} threads"
+        f"batches of {job.cfg.batch_size}, {_processes(job)}{compute.device}{form}, {_threads(compute.threads)}"
     )
 
 
 def _processes(job: Job) -> str:
     return f"{job.ranks.world_size} processes, each with a share of every batch on " if job.ranks.are_several else ""
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _show_network(job: Job, state: TrainState, folder: Path) -> None:

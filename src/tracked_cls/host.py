@@ -92,6 +92,7 @@ _CURES = {
     errno.EROFS: f"make it writable, {_ELSEWHERE}",
     errno.EACCES: f"give this user the right to it, {_ELSEWHERE}",
     errno.EPERM: f"give this user the right to it, {_ELSEWHERE}",
+    errno.ENOTDIR: f"a part of this path is a file: move it away, {_ELSEWHERE}",
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.EIO: f"look after the health of that device, {_ELSEWHERE}",
     errno.EMFILE: "{limit} may be open at a time: raise that by ulimit -n {many}, or lower loader.workers",

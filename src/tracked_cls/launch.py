@@ -54,14 +54,17 @@ def _run_once(nproc: int, module: str, argv: Sequence[str]) -> int | None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _quieten()
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # files of this user alone, not a server that anyone may talk to
     with TemporaryDirectory(prefix="tracked-cls-") as scratch:
+        os.environ[distributed.STORE] = f"{scratch}/processes"
         config = LaunchConfig(
             run_id=uuid4().hex,
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=nproc,
             rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
+            rdzv_endpoint=f"{scratch}/launcher",
+            rdzv_configs={"store_type": "file"},
             max_restarts=0,  # only after a kill, which is for us to tell
             monitor_interval=_MONITOR_SECONDS,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),

@@ -45,8 +45,13 @@ def share(state: TrainState, ranks: Ranks) -> None:
 def steps(
     task: Task, state: TrainState, teacher: Teacher | None, interrupted: Callable[[], bool]
 ) -> Iterator[Progress | EpochResult]:
-    """Yield every step and every validated epoch, to the end, an early stop, or an interruption of any of the processes."""
+    """Yield every step and every validated epoch, to the end, an early stop, or an interruption of any of the processes.
+
+    A training that had stopped early takes none.
+    """
     cfg = task.cfg
+    if is_stale(cfg, state):
+        return
     for step in training.fit(state, cfg, train=task.train, val=task.val, teacher=teacher, ranks=task.ranks):
         if isinstance(step, EpochResult):
             state.record_score(step.val_accuracy, step.val_loss, cfg.training.min_delta)

@@ -133,7 +133,7 @@ class TrainState:
             setattr(self, name, value)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])  # it may go on with fewer
 
     def to_bytes(self) -> bytes:
         """Return `state_dict` as other processes read it."""

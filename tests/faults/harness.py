@@ -167,12 +167,13 @@ def together(
     sees_first: bool = True,
     absent: int = 0,
     restarts: int = 0,
+    tells: bool = True,
 ) -> list[int]:
     """Run a command in so many processes that train together, the last of them `absent`; return their exit codes.
 
     `kills` and `own` say what happens to one of them, by its rank, and which words it has besides: a failpoint, or the signal
-    that it gets once steps are taken. As by a launcher, once one has failed the others are told to stop; `restarts` is how
-    often it has started them.
+    that it gets once steps are taken. As by a launcher that `tells`, once one has failed the others are told to stop;
+    `restarts` is how often it has started them.
     """
     kills, port, steps = kills or {}, _free_port(), _steps_of(command)
     ranks = []
@@ -180,7 +181,7 @@ def together(
         words = (*command.words, *(own or {}).get(rank, ()))
         failpoint = kill if isinstance(kill := kills.get(rank), str) and kill not in _SIGNALS else None
         ranks.append(_fork(_be, replace(command, words=words), failpoint, Place(rank, count, port, sees_first, restarts)))
-    started, signalled, told = time.monotonic(), False, "SIGTERM" in kills.values()
+    started, signalled, told = time.monotonic(), False, not tells or "SIGTERM" in kills.values()
     try:
         while any(process.exitcode is None for process in ranks):
             if time.monotonic() - started > _LONGEST_SECONDS:

@@ -149,10 +149,21 @@ def test_a_store_on_a_read_only_disk_is_told_before_training(tmp_path):
         (sqlite3.OperationalError("attempt to write a readonly database"), "Read-only file system; make it"),
         (OSError(errno.EMFILE, "x"), "Too many open files; "),
         (RuntimeError("Too many open files. Communication with the workers is no longer possible."), "Too many open files; "),
+        (OSError(errno.ENOTDIR, "x", "/a/b"), "/a/b: Not a directory; a part of this path is a file: move it away"),
         (OSError(errno.ENOENT, "x"), None),
         (ValueError("x"), None),
     ],
-    ids=["full", "quota", "sqlite full", "sqlite read-only", "files", "files in PyTorch", "not there", "another"],
+    ids=[
+        "full",
+        "quota",
+        "sqlite full",
+        "sqlite read-only",
+        "files",
+        "files in PyTorch",
+        "a file in the way",
+        "not there",
+        "another",
+    ],
 )
 def test_refusals_are_told_in_one_line(error, told):
     assert (refusal(error) or "None").startswith(str(told))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from tests.faults.harness import ROOT, ask
 from tracked_cls import launch
 from tracked_cls.config import TrainConfig
@@ -43,6 +47,16 @@ def test_it_gives_up_after_so_many_restarts(tmp_path):
 
 def test_a_mistake_of_the_user_is_not_tried_again(tmp_path):
     assert ask(launched, str(tmp_path), "wrong", 3) == {"ended": "exit code 2", "starts": "01"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="the kernel's list of sockets is Linux's")
+def test_nobody_but_this_machine_can_talk_to_the_processes(tmp_path):
+    found = ask(launched, str(tmp_path), "heard", 0)
+
+    assert found["ended"] == "well"
+    addresses = (tmp_path / "addresses").read_text().split()
+    assert addresses, "gloo listens"
+    assert set(addresses) <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}, "loopback"
 
 
 def test_a_process_that_was_started_by_a_launcher_starts_none(monkeypatch):

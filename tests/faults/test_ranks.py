@@ -118,6 +118,15 @@ def test_told_to_stop_all_of_them_stop_at_one_step_and_the_run_is_killed(site, w
     assert site.left("stopped", "train") == whole
 
 
+def test_a_training_that_stopped_early_is_tested_after_a_kill(site):
+    command = training(site, "early", "--training.patience", "1", "--training.min_delta", "0.9")
+    assert together(command, 2, kills={0: "train.after_loop"})[0] == -signal.SIGKILL
+
+    assert together(command, 2) == [0, 0]
+
+    assert max(step for name, step in curves(site, "early") if name == "train_loss") == 2
+
+
 # ---- what cannot work is said, by one of them ------------------------------------------------------------------------
 
 
@@ -125,12 +134,34 @@ def test_processes_that_prepared_other_data_do_not_train(site):
     command = training(site, "other-data")
     other = ("--data.split_seed", "7", "--data.store", str(site.home / "data-of-another-machine"))
 
-    assert together(command, 2, own={1: other}, sees_first=False) == [2, 1]
+    assert together(command, 2, own={1: other}, sees_first=False)[0] == 2
 
     said = [line for line in tail(command, 50_000).splitlines() if line.startswith("error")]
     assert len(said) == 1
     assert "the processes have prepared different images" in said[0]
     assert ask(remains.of_run, site.uri, "other-data", "train") == []
+
+
+def test_the_first_process_learns_that_another_has_no_room_for_its_data(site):
+    command = training(site, "no-room")
+    (site.home / "a file").touch()
+    other = ("--data.store", str(site.home / "a file" / "data"))
+
+    assert together(command, 2, own={1: other}, sees_first=False, tells=False) == [1, 2]
+
+    said = [line for line in tail(command, 50_000).splitlines() if line.startswith("error")]
+    assert [line for line in said if line.startswith("error: process 1 of 2 has ended: ") and "a file" in line]
+    assert ask(remains.of_run, site.uri, "no-room", "train") == []
+
+
+def test_the_first_process_learns_that_another_was_killed_while_it_waits_for_it(site):
+    command = training(site, "gone", "--distributed.timeout_seconds", "4")
+    other = ("--data.store", str(site.home / "data-of-one-that-is-killed"))
+    kills = {1: "prepare.before_manifest"}
+
+    assert together(command, 2, own={1: other}, kills=kills, sees_first=False, tells=False) == [1, -signal.SIGKILL]
+
+    assert "error: process 1 of 2 has shown no sign of life for 4 s; the same command continues" in tail(command, 50_000)
 
 
 def test_a_process_that_nobody_comes_to_says_so_and_ends(site):

@@ -230,7 +230,7 @@ class _Column(Sequence[str]):
         self._name = name
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))
-        self._number, self._group = -1, file.schema_arrow.empty_table().column(name)
+        self._held: tuple[int, Any] = (-1, None)  # one group and its number, put here together: threads may read
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -259,10 +259,11 @@ class _Column(Sequence[str]):
             yield from self[start : start + _AT_A_TIME]
 
     def _rows(self, number: int) -> Any:
-        if number != self._number:
-            self._group = self._file.read_row_group(number, columns=[self._name]).column(self._name)
-            self._number = number
-        return self._group
+        held, rows = self._held
+        if number != held:
+            rows = self._file.read_row_group(number, columns=[self._name]).column(self._name)
+            self._held = number, rows
+        return rows
 
 
 # ---- one sample ------------------------------------------------------------------------------------------------------
