@@ -234,6 +234,15 @@ def test_a_mistake_names_the_option(options, message):
         tracked_cls.train(**options)
 
 
+@pytest.mark.parametrize("verb", ["train", "tune"])
+@pytest.mark.parametrize(("key", "value"), [("nproc", 2), ("from_run", "a" * 32)])
+def test_an_option_that_only_a_command_heeds_is_refused(verb, key, value):
+    with pytest.raises(
+        UserError, match=f"{key} (belongs to the command: python -m pipelines.{verb} --{key} {value}|does not go)"
+    ):
+        getattr(tracked_cls, verb)(**{key: value})
+
+
 def test_options_are_nested_dotted_or_over_a_file():
     nested = resolve(TrainConfig, {"optimizer": {"name": "sgd", "lr": 0.5}, "model": "small_cnn"})
     assert resolve(TrainConfig, {"optimizer.name": "sgd", "optimizer.lr": 0.5, "model": {"name": "small_cnn"}}) == nested

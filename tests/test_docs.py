@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections import Counter
+from functools import cache
 from itertools import product
 
 import pytest
@@ -21,6 +24,8 @@ CONTEXTS = (  # what an option may need beside it to have an effect
     {"--params": "params/image_folder.yaml", "--data.root": "flowers"},
     {"--params": "params/csv.yaml"},
 )
+FEATURES, NUM_FEATURES = ROOT / "docs" / "features.md", 143
+_NAMED_TEST = re.compile(r"`(?P<file>[\w/]+)::(?P<name>\w+)`(?P<slow> \*slow\*)?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -76,6 +81,60 @@ def test_the_page_of_reports_names_parts_that_reports_have():
     named = [part for row in rows for part in re.findall(r"\*\*(.+?)\*\*", row.split("|")[1])]
     assert len(named) > 30
     assert [part for part in named if part.lower() not in code and part.lower().partition(" accuracy")[0] not in code] == []
+
+
+def test_every_feature_has_one_row_or_is_said_not_to_be_there():
+    there, not_there = (Counter(number for row in rows for number in _features(row[0])) for rows in _feature_tables())
+    assert sorted(set(range(1, NUM_FEATURES + 1)) - set(there) - set(not_there)) == []
+    assert sorted({*there, *not_there} - set(range(1, NUM_FEATURES + 1))) == []
+    assert [number for number, times in there.items() if times > 1] == []
+
+
+def test_the_rows_of_features_are_whole():
+    there, not_there = _feature_tables()
+    assert [row for row in there if len(row) != 4 or not all(row[1:])] == []
+    assert [row for row in not_there if len(row) != 3 or not all(row)] == []
+
+
+def test_every_feature_names_tests_that_there_are_or_none():
+    wrong = []
+    for numbers, *_, cell in _feature_tables()[0]:
+        named = list(_NAMED_TEST.finditer(cell))
+        if (_NAMED_TEST.sub("", cell).strip(", ") or "untested") != "untested" or not (named or cell == "untested"):
+            wrong.append(f"{numbers}: {cell} is no list of tests")
+        for one in named:
+            slow = _slow_by_test(one["file"]).get(f"test_{one['name']}")
+            if slow is None or slow != bool(one["slow"]):
+                wrong.append(f"{numbers}: {one[0]}: {'there is no such test' if slow is None else f'slow: {slow}'}")
+    assert wrong == []
+
+
+def _feature_tables():
+    """Return the rows of both tables of features, each a list of cells: what is there, and what is not."""
+    parts = FEATURES.read_text(encoding="utf-8").split("\n## Not there\n")
+    lines = ([line for line in part.splitlines() if line.startswith("|")][2:] for part in parts)
+    there, not_there = ([[cell.strip() for cell in line.strip("|").split("|")] for line in rows] for rows in lines)
+    return there, not_there
+
+
+def _features(cell):
+    """Return the numbers that a cell names: ``F9, F30-F32`` is 9, 30, 31 and 32."""
+    ends = re.findall(r"F(\d+)(?:-F(\d+))?", cell)
+    return [number for first, last in ends for number in range(int(first), int(last or first) + 1)]
+
+
+@cache
+def _slow_by_test(file):
+    """Return the tests of a file below ``tests/``, each with whether it is marked slow in all its cases; none of no file."""
+    path = ROOT / "tests" / f"{file}.py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    inside = [*body, *(node for outer in body if isinstance(outer, ast.ClassDef) for node in outer.body)]
+    marks = [ast.unparse(node) for node in body if isinstance(node, ast.Assign)]
+    all_slow = any(mark.startswith("pytestmark") and "pytest.mark.slow" in mark for mark in marks)
+    tests = [node for node in inside if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    return {
+        node.name: all_slow or any(ast.unparse(mark) == "pytest.mark.slow" for mark in node.decorator_list) for node in tests
+    }
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)

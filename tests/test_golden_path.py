@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import scipy.special
 import yaml
+from mlflow.artifacts import download_artifacts
+from mlflow.models import Model
 from PIL import Image
 
 from tests.conftest import PARAMS, do, fast
-from tracked_cls import assessment, experiment, prediction, preparation, registry
-from tracked_cls.config import EvaluateConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load
+from tracked_cls import assessment, experiment, pipeline, prediction, preparation, registry
+from tracked_cls.config import EvaluateConfig, MainConfig, PredictConfig, PrepareConfig, TrainConfig, flatten, load
 from tracked_cls.errors import UserError
 from tracked_cls.serving.classifier import Classifier
 
@@ -91,6 +93,16 @@ def test_the_data_set_is_an_input_of_the_run(run_of, trained):
     assert {item.dataset.digest for item in inputs} == {trained.prepared.manifest.digest}
 
 
+def test_the_logged_model_says_what_it_takes_and_gives_and_has_an_example(trained, client):
+    folder = Path(download_artifacts(client.get_logged_model(trained.model_uri.rpartition("/")[2]).artifact_location))
+    model = Model.load(folder)
+    assert model.signature.inputs.input_names() == ["image"]
+    assert {"label", "probability", "probabilities"} <= set(model.signature.outputs.input_names())
+    assert {option.name for option in model.signature.params.params} == {"top_k", "threshold"}
+    example = json.loads((folder / model.saved_input_example_info["artifact_path"]).read_text())
+    assert example["columns"] == ["image"]
+
+
 def test_preparation_has_a_run_of_its_own(client, trained):
     of_these = f"tags.kind = 'prepare' and tags.`data.digest` = '{trained.prepared.manifest.digest}'"
     found = client.search_runs(["0"], of_these)[-1]
@@ -143,6 +155,30 @@ def test_evaluate_prepares_the_data_at_the_size_of_the_model(trained, store):
     words = [*PARAMS, *store, "--threads", "2", "--data.image_size", "24", "--tracking.pictures", "false"]
     evaluation = do(assessment.run, EvaluateConfig, words)
     assert evaluation.report.metrics == pytest.approx(trained.test.metrics, abs=1e-6)
+
+
+def test_evaluate_scores_a_model_on_images_of_another_set(client, trained, store, tmp_path):
+    manifest = trained.prepared.manifest
+    for index in manifest.indices("test")[:200]:
+        path = tmp_path / "in" / manifest.classes[manifest.labels[index]] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(trained.prepared.pixels[index][:, :, 0]).save(path)
+    place = ["--data.source", "folder", "--data.root", str(tmp_path / "in"), "--data.store", str(tmp_path / "data")]
+    words = ["--model", "models:/digits-classifier/1", "--threads", "2", "--tracking.pictures", "false"]
+    evaluation = do(assessment.run, EvaluateConfig, [*PARAMS, *store, *place, *words])
+    assert 30 <= sum(row["support"] for row in evaluation.report.per_class) <= 50, "a fifth of the 200"
+    assert evaluation.report.metrics["accuracy"] > 0.8
+    tags = client.get_run(evaluation.run_id).data.tags
+    assert (tags["model"], tags["data.digest"] == manifest.digest) == ("models:/digits-classifier/1", False)
+
+
+def test_main_is_one_run_with_its_steps_nested_in_it(store, client):
+    whole = do(pipeline.run, MainConfig, [*fast(epochs=1, limit=60, seed=21), *store])
+    (parent,) = client.search_runs(["0"], f"tags.kind = 'pipeline' and tags.`train.run` = '{whole.outcome.run_id}'")
+    steps = client.search_runs(["0"], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert sorted(run.data.tags["kind"] for run in steps) == ["evaluate", "predict", "train"]
+    assert {run.info.status for run in [parent, *steps]} == {"FINISHED"}
+    assert parent.data.metrics["test_accuracy"] == whole.evaluation.report.metrics["accuracy"]
 
 
 @pytest.fixture

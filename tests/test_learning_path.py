@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,18 @@ def test_a_teacher_of_other_classes_is_refused(store, trained, tmp_path, client)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_training_that_gets_no_better_stops_and_says_its_best_epoch(store, client, capsys):
+    outcome = train(store, epochs=9, training__patience=2, training__min_delta=0.95)
+    scores = values(client, outcome.run_id, "val_accuracy")
+    assert len(scores) == 3  # the first counts as better than none, and no other can be by 0.95
+    said = capsys.readouterr().out
+    best = scores.index(max(scores)) + 1
+    assert f"stopped early: no better val_accuracy in 2 epochs; the best is {max(scores):.4f} of epoch {best}" in said
+    line = re.search(r"^epoch 3/9  (.*)$", said, flags=re.MULTILINE).group(1)
+    named = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "s", "images/s")
+    assert all(re.search(rf"(?<![\w/]){name}(?!\w)", line) for name in named), line
 
 
 def test_training_ends_after_so_many_steps(store, client):

@@ -13,7 +13,9 @@ import yaml
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
-from tests.conftest import ROOT
+from tests.conftest import PARAMS, ROOT, do
+from tracked_cls import experiment
+from tracked_cls.config import TrainConfig
 from tracked_cls.config.verbs import VERBS
 
 
@@ -84,6 +86,10 @@ def test_mlflow_run_trains_in_the_run_it_opened_and_leaves_everything_with_the_c
     assert [metric.step for metric in client.get_metric_history(run_id, "val_accuracy")] == [1]
     assert list(tmp_path.iterdir()) == []
     assert any(path.name.startswith("train-") for path in (home / "runs").iterdir())
+
+    same = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    plain = do(experiment.run, TrainConfig, [*PARAMS, *same, *store, "--tracking.pictures", "false"])
+    assert client.get_run(plain.run_id).data.tags["weights.digest"] == run.data.tags["weights.digest"]
 
 
 def test_mlflow_run_ends_failed_with_one_line_for_a_mistake(tmp_path, store, trained):

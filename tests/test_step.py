@@ -148,6 +148,23 @@ def test_mixed_precision_computes_in_it_and_learns(small, name, half):
     assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
 
 
+def test_a_compiled_network_takes_the_same_step(small, monkeypatch):
+    """The graph is captured as it always is, and run by PyTorch: machine code for it would take a minute and a compiler."""
+    compiled = []
+
+    def capture(network, _compile=torch.compile):
+        compiled.append(network)
+        return _compile(network, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", capture)
+    _, expected = after_one_step(config(), small)
+    assert compiled == []
+    _, found = after_one_step(config(training={"bn_images": None, "compile": True}), small)
+    assert len(compiled) == 1
+    for own, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, plain)
+
+
 def test_only_half_floats_have_a_scaler(small):
     assert not make(config(), small)[0].scaler.is_enabled()
     assert not make(config(), small, replace(CPU, half=torch.bfloat16))[0].scaler.is_enabled()

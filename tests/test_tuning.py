@@ -1,9 +1,11 @@
 """A whole search, on small images: what it leaves in MLflow and Optuna, and what comes of it when it is begun again."""
 
 import csv
+import gc
 import json
 import shutil
 import sqlite3
+import weakref
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +23,7 @@ from tests.postgres_server import PASSWORD, postgres, postgres_server  # noqa: F
 from tracked_cls import experiment, pipeline
 from tracked_cls.config import TrainConfig, TuneConfig, load
 from tracked_cls.errors import Interrupted, StopRun, UserError
+from tracked_cls.state import TrainState
 from tracked_cls.tracking import config_of_run, open_tracker
 from tracked_cls.tuning import campaign, finals, storage, trials, workers
 from tracked_cls.tuning.study import open_search
@@ -477,6 +480,21 @@ def test_a_bad_trial_fails_alone(ready, monkeypatch):
         "adamw": TrialState.COMPLETE, "sgd": TrialState.FAIL
     }  # fmt: skip
     assert {t.user_attrs.get("error") for t in tried} == {None, "MemoryError: no memory for sgd"}
+
+
+def test_a_trial_leaves_no_network_in_memory(ready, monkeypatch):
+    made, left = [], []
+
+    def create(*given, _create=TrainState.create, **named):
+        gc.collect()  # what only a circle of references holds would go sooner or later
+        left.append(sum(network() is not None for network in made))
+        state = _create(*given, **named)
+        made.append(weakref.ref(state.model))
+        return state
+
+    monkeypatch.setattr(TrainState, "create", create)
+    compete(ready, **QUICK, tune__space={"optimizer": ["adamw", "sgd"]}, tune__trials=3)
+    assert left == [0] * 4, "three trials and a final"
 
 
 def test_errors_in_a_row_stop_the_study_with_the_reason(tmp_path, monkeypatch):

@@ -77,6 +77,7 @@ def prepare(*, params: str | None = None, **options: Any) -> Preparation:
 def train(*, params: str | None = None, **options: Any) -> Outcome | FoldsOutcome:
     """Train, test, log and register a model (with ``folds=K`` K of them, validated across); an interrupted one is continued."""
     cfg = resolve(TrainConfig, options, params)
+    _refuse_what_commands_do(cfg)
     from tracked_cls import delivery, experiment, folds
 
     with delivery.open_tracker(cfg.tracking) as tracker:
@@ -86,6 +87,7 @@ def train(*, params: str | None = None, **options: Any) -> Outcome | FoldsOutcom
 def tune(*, params: str | None = None, **options: Any) -> Found:
     """Search the space ``tune={"space": ...}``, train the best trials on fresh seeds, and register the winner."""
     cfg = resolve(TuneConfig, options, params)
+    _refuse_what_commands_do(cfg)
     from tracked_cls import delivery
     from tracked_cls.tuning import campaign, space
 
@@ -128,6 +130,14 @@ def export_model(*, params: str | None = None, **options: Any) -> Exported:
 
     with delivery.open_tracker(cfg.tracking, must_answer=True) as tracker:
         return export.run(cfg, tracker)
+
+
+def _refuse_what_commands_do(cfg: TrainConfig) -> None:
+    """Raise `UserError` for options that say how a command begins, which would have no effect here."""
+    given = {"nproc": cfg.nproc if cfg.nproc > 1 else None, "from_run": cfg.from_run}
+    for key, value in given.items():
+        if value is not None:
+            raise UserError(f"{key} belongs to the command: python -m pipelines.{cfg.verb} --{key} {value}")
 
 
 # ---- a model to call -------------------------------------------------------------------------------------------------
