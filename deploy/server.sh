@@ -12,6 +12,7 @@ database=${TRACKING_DATABASE:-postgresql+psycopg://mlflow@127.0.0.1:5432/mlflow}
 artifacts=${TRACKING_ARTIFACTS:-$folder/artifacts}
 host=${TRACKING_HOST:-127.0.0.1}
 port=${TRACKING_PORT:-5000}
+allowed=${TRACKING_ALLOWED_HOSTS:-${TRACKING_BIND:+127.0.0.1:*,localhost:*}}
 secrets=${TRACKING_SECRETS:-$folder/secrets}
 python=${PYTHON:-python3}
 
@@ -32,15 +33,22 @@ secret() {
 }
 
 check_settings() {
+  case ${database,,} in
+    *\?*password*) refuse "TRACKING_DATABASE holds a password after its ?, which ps would show; put the role's into $secrets/database" ;;
+  esac
   case $database in
     postgresql+psycopg://*:*@*) refuse "TRACKING_DATABASE holds a password, which ps would show; put it into $secrets/database" ;;
     postgresql+psycopg://*) ;;
     *) refuse "TRACKING_DATABASE must be postgresql+psycopg://user@host:port/database" ;;
   esac
-  case $host in
+  local name=HOST seen=$host
+  if [ -n "${TRACKING_BIND:-}" ]; then # in a container, which listens everywhere inside
+    name=BIND seen=$TRACKING_BIND
+  fi
+  case $seen in
     127.* | localhost | ::1) ;;
     *) [ -n "${TRACKING_ALLOWED_HOSTS:-}" ] ||
-      refuse "TRACKING_HOST=$host is open to others: say by TRACKING_ALLOWED_HOSTS=name:port,... how browsers and clients call it" ;;
+      refuse "TRACKING_$name=$seen is open to others: say by TRACKING_ALLOWED_HOSTS=name:port,... how browsers and clients call it" ;;
   esac
 }
 
@@ -93,7 +101,7 @@ case ${1:-start} in
 esac
 
 options=(--app-name basic-auth --host "$host" --port "$port" --workers "${TRACKING_WORKERS:-2}" --artifacts-destination "$artifacts")
-[ -z "${TRACKING_ALLOWED_HOSTS:-}" ] || options+=(--allowed-hosts "$TRACKING_ALLOWED_HOSTS")
+[ -z "$allowed" ] || options+=(--allowed-hosts "$allowed")
 [ -z "${TRACKING_ORIGINS:-}" ] || options+=(--cors-allowed-origins "$TRACKING_ORIGINS")
 echo "the server: http://$host:$port, artifacts in $artifacts; the password of ${TRACKING_ADMIN:-admin} is in $secrets/admin"
 exec "$python" -m mlflow server "${options[@]}"
