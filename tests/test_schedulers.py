@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from mlflow.projects.docker import _create_docker_build_ctx
 
 from deploy.render import FILES, HERE, render
 from tests.conftest import ROOT
+from tracked_cls.errors import UserError
+from tracked_cls.provenance import CORES, num_cores
 
 PARAMETERS = yaml.safe_load((HERE / "jobs.yaml").read_text())
 
@@ -131,6 +135,25 @@ def test_each_pod_is_told_its_rank_and_where_the_first_one_is():
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
 
 
+def test_a_pod_is_told_its_cores_where_it_sees_all_of_its_node(monkeypatch):
+    job, _, together = manifests(changed(cpus=3))
+    for manifest in (job, together):
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert container["resources"]["requests"]["cpu"] == given[CORES] == "3"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setenv(CORES, given[CORES])
+
+    assert num_cores() == 3
+
+
+@pytest.mark.parametrize("told", ["", "0", "-1", "two", "1.5"])
+def test_what_is_no_number_of_cores_is_refused(monkeypatch, told):
+    monkeypatch.setenv(CORES, told)
+    with pytest.raises(UserError, match=f"{CORES} must be a whole number of cores >= 1, got '{told}'"):
+        num_cores()
+
+
 def test_no_job_file_holds_a_secret():
     for name, text in render(PARAMETERS).items():
         found = re.findall(r"(?i)(?:password|secret|token)\S*[:=] *\S+", text)
@@ -166,8 +189,8 @@ STUBS = {
     "sbatch": """
         script=$1
         option() { sed -n "s/^#SBATCH --$1=//p" "$script"; }
-        export SLURM_JOB_ID=17 SLURM_JOB_NODELIST=127.0.0.1 SLURM_NTASKS=$(($(option nodes) * $(option ntasks-per-node)))
-        export STUB_EACH=$(option ntasks-per-node)
+        export SLURM_JOB_ID=${SLURM_JOB_ID:-17} SLURM_JOB_NODELIST=127.0.0.1 SLURM_CPUS_PER_TASK=$(option cpus-per-task)
+        export SLURM_NTASKS=$(($(option nodes) * $(option ntasks-per-node))) STUB_EACH=$(option ntasks-per-node)
         exec bash "$script"
     """,
     "scontrol": """
@@ -176,16 +199,30 @@ STUBS = {
           requeue) echo "$2" >>"$STUB_LOG.requeued" ;;
         esac
     """,
-    # --kill-on-bad-exit: once one task has failed the others are told to stop; the highest exit code is srun's
+    # a signal for all steps of the job, not for its script
+    "scancel": """
+        [ "$*" = "--signal=TERM $SLURM_JOB_ID" ] || exit 99
+        kill -TERM $(cat "$STUB_LOG.tasks")
+    """,
+    # --kill-on-bad-exit: once one task has failed the others are told to stop; the highest exit code is srun's. A task has one
+    # CPU unless srun itself is told otherwise. Told to stop, srun kills its tasks and lets them save nothing
     "srun": """
-        [ "$1" = --kill-on-bad-exit=1 ] || exit 99
-        shift
+        export STUB_CPUS=1
+        while [[ $1 = --* ]]; do
+          case $1 in
+            --kill-on-bad-exit=1) ;;
+            --cpus-per-task=*) STUB_CPUS=${1#*=} ;;
+            *) exit 99 ;;
+          esac
+          shift
+        done
         tasks=()
         for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
           SLURM_PROCID=$rank SLURM_LOCALID=$((rank % STUB_EACH)) SLURM_NODEID=$((rank / STUB_EACH)) "$@" &
           tasks+=($!)
         done
-        trap 'kill "${tasks[@]}" 2>/dev/null' TERM
+        echo "${tasks[@]}" >"$STUB_LOG.tasks"
+        trap 'kill -KILL "${tasks[@]}" 2>/dev/null' TERM
         highest=0
         while [ -n "$(jobs -rp)" ]; do
           code=0
@@ -230,6 +267,16 @@ class Cluster:
 
 
 TOLD = 'echo "$RANK $LOCAL_RANK $GROUP_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >>"$STUB_LOG"\n'
+# what a rank of ours finds in its place, where it sees so many cores
+FOUND = f"""exec {sys.executable} -c '
+import os
+from tracked_cls import distributed as d, provenance as p
+os.sched_getaffinity = lambda _: range(int(os.environ["STUB_CORES"]))
+rank = d.Ranks(local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]))
+line = [os.environ["STUB_CPUS"], rank.threads_of(p.num_cores()), d.cores_here(), d.is_restart()]
+open(os.environ["STUB_LOG"], "a").write(" ".join(map(str, line)) + chr(10))
+'
+"""
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -249,12 +296,39 @@ def test_slurm_tells_every_rank_its_place(tmp_path):
 
     assert done.returncode == 0, done.stderr
     lines = sorted((tmp_path / "log").read_text().splitlines())
-    words = "4 2 127.0.0.1 29500 -m pipelines.train --params params/train.yaml"
+    words = "4 2 127.0.0.1 20017 -m pipelines.train --params params/train.yaml"
     assert lines == [f"{rank} {rank % 2} {rank // 2} {words}" for rank in range(4)]
 
 
+def found(folder, each=1, **variables):
+    """Return what ranks of ours find under the Slurm script: CPUs of srun's, threads, cores for loading, whether they go on."""
+    parameters = changed(processes=2, cpus=3, slurm__processes_per_machine=each)
+    done = Cluster(folder, FOUND).submit(parameters, PYTHONPATH=str(ROOT / "src"), **variables)
+    assert done.returncode == 0, done.stderr
+    return (folder / "log").read_text().splitlines()
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("seen", [3, 64], ids=["bound to its cores", "bound to none"])
+def test_each_rank_has_the_cpus_that_slurm_gives_it_however_many_share_a_machine(tmp_path, each, seen):
+    assert found(tmp_path, each, STUB_CORES=str(seen)) == ["3 3 3 False"] * 2
+
+
+def test_a_job_that_slurm_put_back_goes_on_whatever_resume_says(tmp_path):
+    assert found(tmp_path, STUB_CORES="3", SLURM_RESTART_COUNT="1") == ["3 3 3 True"] * 2
+
+
+def test_two_jobs_on_one_machine_meet_at_ports_of_their_own(tmp_path):
+    ports = []
+    for job in (17, 18, 12_000_016):
+        Cluster(tmp_path, 'echo "$MASTER_PORT" >"$STUB_LOG"\n').submit(PARAMETERS, SLURM_JOB_ID=str(job))
+        ports.append(int((tmp_path / "log").read_text()))
+
+    assert ports == [20_017, 20_018, 20_016]
+
+
 # as a training does: it saves when it is told to stop
-SAVES = """trap 'exit 143' TERM
+SAVES = """trap 'touch "$STUB_LOG.saved.$RANK"; exit 143' TERM
 touch "$STUB_LOG.$RANK"
 for _ in {1..600}; do sleep 0.1; done"""
 
@@ -269,6 +343,7 @@ def test_a_job_that_was_told_to_stop_waits_for_its_ranks_and_is_put_back(tmp_pat
     job.terminate()
 
     assert job.wait(timeout=60) == 143
+    assert sorted(path.suffix for path in tmp_path.glob("log.saved.*")) == [".0", ".1"]
     assert cluster.requeued
 
 
@@ -279,22 +354,49 @@ def test_a_job_of_which_one_rank_fails_and_takes_the_others_with_it_is_not_put_b
     assert not cluster.requeued
 
 
+def of_digits(folder, **options):
+    """Return what the script is rendered from, and the variables, for two ranks that train on a few images."""
+    small = {"params": str(ROOT / "params" / "train.yaml"), "model": "small_cnn", "limit": 200, **options}
+    variables = {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "SLURM_JOB_ID": str(_free_job())}
+    return changed(options=small, cpus=1, tracking=f"sqlite:///{folder / 'mlflow.db'}"), variables
+
+
+REAL = f'exec {sys.executable} "$@"'
+
+
 @pytest.mark.slow
 def test_two_ranks_train_one_network_under_the_slurm_script(tmp_path):
-    options = {"params": str(ROOT / "params" / "train.yaml"), "model": "small_cnn", "epochs": 1, "limit": 200, "threads": 1}
-    cluster = Cluster(tmp_path, f'exec {sys.executable} "$@"')
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with_loopback = {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    parameters, variables = of_digits(tmp_path, epochs=1)
 
-    done = cluster.submit(changed(options=options, tracking=store, port=_free_port()), **with_loopback)
+    done = Cluster(tmp_path, REAL).submit(parameters, **variables)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes" in done.stdout
     assert done.stdout.count("epoch 1/1") == 1
 
 
-def _free_port():
-    import socket
+@pytest.mark.slow
+def test_a_training_under_the_slurm_script_is_stopped_saved_and_gone_on_with(tmp_path):
+    parameters, variables = of_digits(tmp_path, epochs=20, resume="never")
+    cluster = Cluster(tmp_path, REAL)
+    job = cluster.start(parameters, **variables)
+    first = re.compile("epoch +1/20")
+    assert any(first.search(line) for line in job.stdout)
 
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return held.getsockname()[1]
+    job.terminate()
+    said, _ = job.communicate(timeout=300)
+    assert (job.returncode, cluster.requeued) == (143, True)
+    assert "interrupted: saved after epoch" in said
+
+    done = cluster.submit(parameters, SLURM_RESTART_COUNT="1", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing an interrupted run after epoch" in done.stdout
+    assert not first.search(done.stdout)
+
+
+def _free_job():
+    """Return a job's number that leads to a free port."""
+    for job in range(os.getpid() % 12_000, 24_000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", 20_000 + job % 12_000)):
+            return job
+    raise AssertionError("no port is free")

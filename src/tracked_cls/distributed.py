@@ -178,7 +178,7 @@ class Ranks:
 
 
 ALONE = Ranks()
-RESTARTS = "TRACKED_CLS_RESTARTS"  # how often `launch` has started all processes again
+RESTARTS = "TRACKED_CLS_RESTARTS"  # how often `launch`, or a scheduler, has started all processes again
 STORE = "TRACKED_CLS_STORE"  # the file where those of `launch` meet
 _ENDED = "the first process has ended"
 _FAREWELL_SECONDS = 5.0

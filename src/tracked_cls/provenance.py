@@ -9,8 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tracked_cls.errors import UserError
 from tracked_cls.processes import Process
 
+CORES = "TRACKED_CLS_CORES"  # of a machine, for all processes of a scheduler's job together
 _LIBRARIES = ("mlflow", "numpy", "onnxruntime", "pillow", "scikit-learn", "torch", "torchvision")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +28,15 @@ def origin() -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores of this machine there are for the work: as a scheduler's job says, else those of this process.
+
+    A scheduler binds every process to cores of its own, or, as Kubernetes does, none to any; so its job says it by `CORES`.
+    Raises `UserError` where that is no number of cores.
+    """
+    if (told := os.environ.get(CORES)) is not None:
+        if not told.isdecimal() or int(told) < 1:
+            raise UserError(f"{CORES} must be a whole number of cores >= 1, got {told!r}")
+        return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
