@@ -1,7 +1,8 @@
 """What `launch` starts in its test: ``python -m tests.faults.rank_probe FOLDER WORD``, a process that does as the word says.
 
-``killed``: process 1 dies by SIGKILL the first time; ``always``: each time; ``wrong``: it ends with 2, as after a mistake;
-``heard``: they meet, and process 0 notes the addresses at which itself and its launcher listen.
+``killed``: process 1 dies by SIGKILL the first time; ``always``: each time; ``told``: the first time it ends as a training that
+got SIGTERM; ``wrong``: it ends with 2, as after a mistake; ``heard``: they meet, and process 0 notes the addresses at which
+itself and its launcher listen.
 """
 
 import os
@@ -23,6 +24,8 @@ def main(folder: Path, word: str) -> None:
     first = starts.read_text().count("1") == 1
     if word == "always" or (word == "killed" and first):
         os.kill(os.getpid(), signal.SIGKILL)
+    if word == "told" and first:
+        sys.exit(128 + signal.SIGTERM)
     if word == "wrong":
         sys.exit(2)
 

@@ -59,6 +59,27 @@ def test_nobody_but_this_machine_can_talk_to_the_processes(tmp_path):
     assert set(addresses) <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}, "loopback"
 
 
+def test_one_that_was_told_to_stop_is_not_started_again(tmp_path):
+    assert ask(launched, str(tmp_path), "told", 3) == {"ended": "interrupted, 143", "starts": "01"}
+
+
+def under_torchrun(folder, word):
+    """Return which processes torchrun starts, with one restart."""
+    import os
+    from pathlib import Path
+
+    from torch.distributed.run import main
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1", "--log-dir", folder)
+    main([*options, "-m", "tests.faults.rank_probe", folder, word])
+    return "".join(sorted((Path(folder) / "starts").read_text()))
+
+
+def test_torchrun_starts_it_again(tmp_path):
+    assert ask(under_torchrun, str(tmp_path), "told") == "0011"
+
+
 def test_a_process_that_was_started_by_a_launcher_starts_none(monkeypatch):
     cfg = TrainConfig(nproc=2)
     assert launch.is_wanted(cfg)
