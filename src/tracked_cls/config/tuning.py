@@ -91,8 +91,8 @@ class TuneSection(Section):
     )
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
-    finalists: int = option(3, "best trials that are trained again, on fresh seeds", unit="trials", ge=1, le=100)
-    finalist_seeds: int = option(3, "seeds that each of them is trained on", unit="seeds", ge=1, le=100)
+    finalists: int = option(2, "best trials that are trained again, on fresh seeds", unit="trials", ge=1, le=100)
+    finalist_seeds: int = option(2, "seeds that each of them is trained on", unit="seeds", ge=1, le=100)
     keep: int = option(3, "trials whose weights stay on disk: the best ones; 0: none", unit="trials", ge=0, le=100_000)
     minimize: Literal["parameters", "flops", "latency_ms"] | None = option(
         None, "a second objective, to be low; nothing is pruned then, and finalists come from the Pareto front", unset="off"
