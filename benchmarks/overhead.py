@@ -23,9 +23,9 @@ def measure_protection(terms: Terms) -> Found:
     from benchmarks import protection
     from tracked_cls.config import TrainConfig, load
 
-    words = protection.words_of("mnist", str(terms.needed("mnist").resolve()), EPOCHS)
+    words = protection.words_of("mnist", str(terms.needed("mnist").resolve()), EPOCHS, terms.threads)
     store = f"sqlite:///{terms.scratch / 'mlflow.db'}"
-    options = ["--threads", str(terms.threads), "--limit", str(IMAGES), "--tracking.uri", store]
+    options = ["--limit", str(IMAGES), "--tracking.uri", store]
     cfg = load(TrainConfig, [*words, *options])
     before = Path.cwd()
     os.chdir(terms.scratch)

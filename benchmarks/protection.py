@@ -134,9 +134,9 @@ def train(cfg: TrainConfig, *, control: bool) -> Cost:
     return cost
 
 
-def words_of(case: str, root: str | None, epochs: int | None) -> list[str]:
+def words_of(case: str, root: str | None, epochs: int | None, threads: int = 1) -> list[str]:
     """Return the options of the training of a case: digits, or mnist below `root`."""
-    common = ["--params", str(ROOT / "params" / "train.yaml"), "--threads", "1", "--resume", "never"]
+    common = ["--params", str(ROOT / "params" / "train.yaml"), "--threads", str(threads), "--resume", "never"]
     if case == "mnist":
         common += ["--data.source", "folder", "--data.root", str(root), "--data.image_size", "28", "--model", "small_cnn"]
     return [*common, "--epochs", str(epochs or (12 if case == "digits" else 3))]

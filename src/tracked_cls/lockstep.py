@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from tracked_cls import signals, training
+from tracked_cls import distributed, signals, training
 from tracked_cls.config import TrainConfig
 from tracked_cls.console import say
 from tracked_cls.distributed import Ranks
@@ -96,8 +96,9 @@ def follow(cfg: TrainConfig, ranks: Ranks) -> None:
                 try:
                     for _ in steps(task, state, teacher, interrupted):
                         pass
-                    return
+                    break
                 except Diverged as trouble:
                     if gives_up(task.cfg, state):
                         raise ProcessLost("the first process says what happened") from trouble
                     share(state, ranks)
+    distributed.leave()  # as the first one does here
