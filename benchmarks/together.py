@@ -71,9 +71,9 @@ ROWS = [
         goal=Goal(1.7, at_least=True),
         measure=lambda terms: _measure(terms, 1),
         minutes=20,
-        note="Two threads of one process come to 1.34 times one on this machine. In each step the processes send each other 17 MB of "
-        "gradients over loopback, some 9 ms of computing in both (of 170), and each updates all weights, which one alone does "
-        "once. What would help: to add gradients up in shared memory; larger batches.",
+        note="Two threads of one process come to 1.34 times one on this machine. In each step the processes send each other"
+        " 17 MB of gradients over loopback, some 9 ms of computing in both (of 170), and each updates all weights, which one "
+        "alone does once. What would help: to add gradients up in shared memory; larger batches.",
     ),
 ]
 
