@@ -221,7 +221,8 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
     ranks = _meet(timeout_seconds)
     try:
         yield ranks
-        _end_together(ranks)
+        with ranks.watched():
+            _end_together(ranks)
     except BaseException as error:
         _end_in_trouble(ranks, error)
         raise
@@ -236,6 +237,8 @@ def _end_together(ranks: Ranks) -> None:
     assert ranks.presence is not None
     if not ranks.is_first:
         ranks.wait_for(_ENDED)
+        if (why := ranks.presence.trouble()) is not None:
+            raise ProcessLost(why)
         ranks.note(f"gone/{ranks.rank}")
         return
     ranks.note(_ENDED)
@@ -247,12 +250,14 @@ def _end_together(ranks: Ranks) -> None:
 def _end_in_trouble(ranks: Ranks, error: BaseException) -> None:
     """Say why this process leaves; where the first one is to say so, stay until it has: whoever leaves has all stopped."""
     assert ranks.presence is not None
-    ranks.presence.note_trouble(" ".join((refusal(error) or str(error) or type(error).__name__).split()))
-    if ranks.is_first:
-        ranks.note(_ENDED)
-    elif isinstance(error, ProcessLost):
+    if isinstance(error, ProcessLost) and not ranks.is_first:  # it has no reason of its own
         with suppress(ProcessLost, RuntimeError):
             ranks.wait_for(_ENDED)
+        return
+    ranks.presence.note_trouble(" ".join((refusal(error) or str(error) or type(error).__name__).split()))
+    if ranks.is_first:
+        with suppress(RuntimeError):
+            ranks.note(_ENDED)
 
 
 def leave() -> None:

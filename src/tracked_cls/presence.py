@@ -76,7 +76,7 @@ class Presence:
         if now - self._looked < self._every:
             return
         self._looked = now
-        for rank in range(self._world_size):
+        for rank in set(range(self._world_size)) - {self._rank}:
             last, since = self._seen.get(rank, (b"", now))
             beat = self._store.get(key) if self._store.check([key := _beat_of(rank)]) else b""
             self._seen[rank] = (beat, now if beat != last else since)

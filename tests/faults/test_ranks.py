@@ -127,6 +127,15 @@ def test_a_training_that_stopped_early_is_tested_after_a_kill(site):
     assert max(step for name, step in curves(site, "early") if name == "train_loss") == 2
 
 
+def test_all_go_on_where_the_first_process_is_lost_after_the_training(site, whole):
+    command = training(site, "lost-in-its-test")
+    assert together(command, 2, kills={0: "train.before_test"}, tells=False) == [-signal.SIGKILL, 1]
+
+    assert together(command, 2) == [0, 0]
+
+    assert site.left("lost-in-its-test", "train") == whole
+
+
 # ---- what cannot work is said, by one of them ------------------------------------------------------------------------
 
 
@@ -162,6 +171,28 @@ def test_the_first_process_learns_that_another_was_killed_while_it_waits_for_it(
     assert together(command, 2, own={1: other}, kills=kills, sees_first=False, tells=False) == [1, -signal.SIGKILL]
 
     assert "error: process 1 of 2 has shown no sign of life for 4 s; the same command continues" in tail(command, 50_000)
+
+
+def test_a_divergence_is_told_by_the_first_process(site):
+    deep = "[Flatten, {Linear: {out_features: 64}}, ReLU, {Linear: {out_features: 64}}, ReLU, Linear]"
+    network = (
+        "--model",
+        "sequential",
+        "--model.args",
+        f"{{layers: {deep}}}",
+        "--threads",
+        "1",
+        "--training.precision",
+        "float32",
+    )
+    wild = ("--optimizer", "sgd", "--optimizer.lr", "100", "--scheduler", "constant")
+    command = training(site, "diverged", *wild, network=network)
+
+    assert together(command, 2) == [1, 1], tail(command)
+
+    assert "error: train_loss became" in tail(command, 50_000)
+    (only,) = ask(remains.of_run, site.uri, "diverged", "train")
+    assert only["status"] == "FAILED"
 
 
 def test_a_process_that_nobody_comes_to_says_so_and_ends(site):
