@@ -43,6 +43,32 @@ def test_help_answers_without_heavy_imports(verb):
     assert "HEAVY []" in done.stdout
 
 
+_TO_THE_FIRST_STEP = """
+import os, sys
+from pipelines.train import main
+from tracked_cls import step
+
+take = step.Stepper.step
+
+def first(self, batch):
+    take(self, batch)
+    late = ("torch._dynamo", "triton", "torchvision", "matplotlib", "mlflow.pyfunc", "mlflow.pytorch")
+    print("HEAVY", [name for name in late if name in sys.modules], flush=True)
+    os._exit(0)
+
+step.Stepper.step = first
+main(sys.argv[1:])
+"""
+
+
+def test_the_first_step_waits_for_no_import_that_it_does_without(tmp_path):
+    words = fast(data__source="digits", tracking__uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    done = subprocess.run(
+        [sys.executable, "-c", _TO_THE_FIRST_STEP, *words], capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "message"),
     [

@@ -50,7 +50,7 @@ LAYERS = [
             )
         ),
         *("models", "weights", "models.published", "pretrained", "freezing", "averaging"),
-        *("optim.groups", "optim.ranger", "optim.optimizers", "optim.schedules", "optim", "metrics", "suspects"),
+        *("optim.eager", "optim.groups", "optim.ranger", "optim.optimizers", "optim.schedules", "optim", "metrics", "suspects"),
         *(f"statistics.{name}" for name in ("intervals", "counts", "calibration", "ranking", "paired")),
         *("scores", "slices"),
     ],

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from learning_data import one_thread  # noqa: F401 - applies by being here
 from torch import nn
 
+from tests.conftest import ROOT
 from tracked_cls.config import OptimizerConfig
 from tracked_cls.errors import UserError
 from tracked_cls.optim import check, load_state, make_optimizer
+from tracked_cls.optim.eager import eager
 from tracked_cls.optim.groups import layers_of
 from tracked_cls.optim.optimizers import _TIMM, _TORCH
 
@@ -55,7 +60,8 @@ def network():
 @pytest.mark.parametrize(("options", "kind", "expected", "weight_decay"), OPTIONS)
 def test_options_reach_the_optimizer(options, kind, expected, weight_decay, fused):
     optimizer = make_optimizer(OptimizerConfig(**options), network(), fused=fused)
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
+    assert type(optimizer).__name__ == kind.__name__
     for group in optimizer.param_groups:
         assert {key: group[key] for key in expected} == expected
         assert bool(group["fused"]) is fused
@@ -425,3 +431,58 @@ def test_what_a_network_of_timm_exempts_gets_no_weight_decay():
     groups = make_optimizer(OptimizerConfig(weight_decay=0.1), model, fused=False).param_groups
     decayed = {parameter for group in groups if group["weight_decay"] for parameter in group["params"]}
     assert decayed == {model[1].weight}
+
+
+# ---- PyTorch's compiler ----------------------------------------------------------------------------------------------
+
+ALL_STEP = """
+import sys
+import torch
+from tracked_cls.optim.optimizers import _TORCH, _maker
+
+for name in _TORCH:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = _maker(name)[0]([weight], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert "torch._dynamo" not in sys.modules, name
+"""
+
+
+def test_no_optimizer_of_torchs_imports_its_compiler():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", ALL_STEP], capture_output=True, text=True, env=environment)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", sorted(set(_TORCH.values()), key=lambda kind: kind.__name__))
+def test_without_the_compiler_steps_are_the_same_to_the_bit(kind):
+    def trained(make):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+        optimizer, images = make(network.parameters(), lr=0.01), torch.randn(7, 6)
+        for _ in range(8):
+            optimizer.zero_grad()
+            network(images).square().sum().backward()
+            optimizer.step()
+        return [parameter.detach().clone() for parameter in network.parameters()]
+
+    own, torchs = trained(eager(kind)), trained(kind)
+
+    assert all(torch.equal(one, other) for one, other in zip(own, torchs, strict=True))
+    assert eager(kind).__name__ == kind.__name__
+
+
+def test_steps_without_the_compiler_leave_no_graph_behind():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = eager(torch.optim.SGD)([weight], lr=0.5)
+    weight.sum().backward()
+
+    optimizer.step()
+
+    assert weight.is_leaf
+    assert weight.tolist() == [0.5, 0.5, 0.5]

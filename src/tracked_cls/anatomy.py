@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tracked_cls.models import Shape, count_parameters, first_convolution
 
@@ -175,6 +174,8 @@ def _layers(model: nn.Module, blank: Tensor) -> tuple[Layer, ...]:
 
 
 def _flops(model: nn.Module, blank: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # takes Triton along, which a training does without
+
     with FlopCounterMode(display=False) as counter:
         model(blank)
     return int(counter.get_total_flops())

@@ -72,7 +72,8 @@ def make_compute(device: str, threads: int | None, performance: str = "auto", *,
     count = threads or num_cores()
     torch.set_num_threads(count)
     keep_freed_memory()
-    torch.use_deterministic_algorithms(performance == "exact")
+    if torch.are_deterministic_algorithms_enabled() != (performance == "exact"):  # the call imports PyTorch's compiler: seconds
+        torch.use_deterministic_algorithms(performance == "exact")
     torch.backends.cudnn.allow_tf32 = performance != "exact"  # torch's own default would cut float32 to 10 bits of mantissa
     chosen = _device(device)
     fused = performance == "auto" and chosen.type in ("cpu", "cuda")

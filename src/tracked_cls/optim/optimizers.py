@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tracked_cls.config import OptimizerConfig
 from tracked_cls.errors import UserError, did_you_mean, lookup
+from tracked_cls.optim.eager import eager
 from tracked_cls.optim.groups import parameter_groups
 from tracked_cls.optim.ranger import Ranger
 
@@ -20,7 +21,7 @@ _LEAST = 4  # rows and columns of a matrix that muon takes for one
 # what would turn learning round, or belongs to `performance`
 _NOT_OFFERED = {"params", "maximize", "fused", "foreach", "capturable", "differentiable", "verbose"}
 
-_TORCH: Mapping[str, Make] = {
+_TORCH: Mapping[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -135,4 +136,4 @@ def _maker(name: str) -> tuple[Make, dict[str, Any]]:
         kind, fixed = _TIMM[name]
         made: Make = getattr(timm.optim, kind)
         return made, fixed
-    return lookup(name, _TORCH, "optimizer"), {}
+    return eager(lookup(name, _TORCH, "optimizer")), {}

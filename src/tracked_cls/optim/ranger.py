@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class Ranger(torch.optim.RAdam):
         """Take one step."""
         moved = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         starts = {p: p.clone() for _, p in moved if not self.state[p]}
-        result = super().step(closure)
+        result = inspect.unwrap(torch.optim.RAdam.step)(self, closure)  # see `eager`
         for p, start in starts.items():
             self.state[p]["anchor"] = start
         for group, p in moved:

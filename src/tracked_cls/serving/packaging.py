@@ -22,7 +22,6 @@ from typing import Any
 from tracked_cls import durable, failpoints
 from tracked_cls.config import TrackingConfig, find_input, is_model_address
 from tracked_cls.errors import UserError
-from tracked_cls.serving.pyfunc import COLUMN
 
 MODEL_NAME = "model"
 ONNX, WEIGHTS, META, GOLDEN = "model.onnx", "weights.safetensors", "meta.json", "golden.npz"
@@ -261,6 +260,8 @@ def signature() -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Map
 
+    from tracked_cls.serving.pyfunc import COLUMN  # takes mlflow.pyfunc along
+
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, COLUMN)]),
         outputs=Schema(
@@ -278,5 +279,7 @@ def signature() -> Any:
 
 def _example(image: bytes) -> Any:
     import pandas as pd
+
+    from tracked_cls.serving.pyfunc import COLUMN
 
     return pd.DataFrame({COLUMN: [image]})

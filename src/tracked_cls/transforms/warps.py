@@ -35,7 +35,8 @@ def affine(
     if fill is None:
         return functional.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     # torchvision's own arithmetic: how much of each pixel comes from inside is sampled along as one more channel
-    masked = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    masked = images.new_ones(len(images), images.shape[1] + 1, *images.shape[2:])  # torch.cat would keep a slower layout
+    masked[:, :-1] = images
     sampled = functional.grid_sample(masked, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     inside, colour = sampled[:, -1:], per_channel(fill, images)
     if interpolation == "nearest":
