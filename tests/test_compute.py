@@ -13,6 +13,7 @@ from tracked_cls.compute import (
     deviation,
     fitting_batch_size,
     gains_from_bf16,
+    gains_from_compiling,
     is_out_of_memory,
     is_precise,
     make_compute,
@@ -131,6 +132,25 @@ def test_the_deviation_is_relative_to_the_size_of_the_logits():
 )
 def test_bf16_is_for_plain_convolutions(network, gains):
     assert gains_from_bf16(network) is gains
+
+
+DEPTHWISE = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+
+
+@pytest.mark.parametrize(
+    ("network", "num_images", "compiler", "device", "gains"),
+    {
+        "long": (DEPTHWISE, 600_000, "sh", "cpu", True),
+        "short": (DEPTHWISE, 599_999, "sh", "cpu", False),
+        "no depthwise": (nn.Conv2d(4, 8, 3), 10**9, "sh", "cpu", False),
+        "no compiler": (DEPTHWISE, 10**9, "no-compiler-of-this-name", "cpu", False),
+        "not measured": (DEPTHWISE, 10**9, "sh", "cuda", False),
+    }.values(),
+    ids=["long", "short", "no depthwise", "no compiler", "not measured"],
+)
+def test_compiling_is_for_long_trainings_of_depthwise_networks(network, num_images, compiler, device, gains, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    assert gains_from_compiling(network, num_images, torch.device(device)) is gains
 
 
 @pytest.mark.parametrize("multiplies", [True, False])

@@ -235,6 +235,37 @@ def test_the_fastest_sound_precision_is_taken_and_recorded_by_its_name(
     assert "gives other logits" not in said
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 2 * 100),
+        ({"limit": 70}, 2 * 70),
+        ({"training__max_steps": 2, "batch_size": 32, "training__accumulate": 2}, 128),
+        ({"performance": "exact"}, None),
+        ({"fast_dev_run": "true"}, None),
+    ],
+    ids=["epochs", "limit", "steps", "exact", "a try"],
+)
+def test_whether_compiling_pays_is_asked_with_the_images_it_is_shown_and_recorded(
+    store, client, monkeypatch, options, expected
+):
+    asked = []
+    monkeypatch.setattr("tracked_cls.job.gains_from_compiling", lambda network, count, device: bool(asked.append(count)))
+    outcome = train(store, **{"epochs": 2, "training__compile": "auto", **options})
+    assert asked == ([] if expected is None else [expected])
+    assert client.get_run(outcome.run_id).data.params["training.compile"] == "false"
+
+
+def test_a_network_that_is_worth_it_is_compiled_and_the_run_says_so(store, client, monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr("tracked_cls.job.gains_from_compiling", lambda network, count, device: True)
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(network) or network)
+    outcome = train(store, training__compile="auto", epochs=1)
+    assert len(compiled) == 1
+    assert ", compiled, 1 thread" in capsys.readouterr().out
+    assert client.get_run(outcome.run_id).data.params["training.compile"] == "true"
+
+
 def test_precision_that_fails_its_check_is_recorded_as_what_is_used(store, client, monkeypatch, capsys):
     monkeypatch.setattr("tracked_cls.job.is_precise", lambda network, images, compute: False)
     outcome = train(store, training__precision="fp16", epochs=1)

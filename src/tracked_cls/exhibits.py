@@ -70,6 +70,7 @@ def _plan_warnings(job: Job, plan: Plan) -> list[str]:
 def _headline(job: Job, state: TrainState) -> str:
     size, compute = job.shape.image_size, job.feed.compute
     form = "" if compute.half is None else f", {job.cfg.training.precision}"
+    form += ", compiled" if job.cfg.training.compile else ""
     return (
         f"{job.cfg.model.name} ({models.count_parameters(state.model):,} parameters) on {job.feed.prepared.manifest.name}: "
         f"{len(job.train):,} train, {len(job.val):,} val images of {size}x{size}, "

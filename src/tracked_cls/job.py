@@ -16,7 +16,15 @@ import torch
 from tracked_cls import checkpoint, models, optim, preparation, signals, transforms
 from tracked_cls.beginning import Beginning, open_beginning
 from tracked_cls.checkpoint import Attempt
-from tracked_cls.compute import Compute, fitting_batch_size, gains_from_bf16, is_precise, make_compute, multiplies_bf16
+from tracked_cls.compute import (
+    Compute,
+    fitting_batch_size,
+    gains_from_bf16,
+    gains_from_compiling,
+    is_precise,
+    make_compute,
+    multiplies_bf16,
+)
 from tracked_cls.config import CheckpointConfig, TrainConfig, TransformsConfig, workspace
 from tracked_cls.console import say
 from tracked_cls.data.cache import COMPLETE, Prepared, open_partial
@@ -208,15 +216,28 @@ def _compute(cfg: TrainConfig, ranks: Ranks) -> Compute:
 
 
 def _resolved(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> TrainConfig:
-    """Return the configuration with threads (of the whole machine), batch size and debug modes as plain values."""
+    """Return the configuration with threads (of the whole machine), batch size, compilation and debug modes as plain values."""
     batch_size = cfg.batch_size or _fitting(cfg, prepared, compute)
     options: dict[str, object] = {"threads": cfg.threads or num_cores(), "batch_size": batch_size}
+    training: dict[str, object] = {}
     if cfg.fast_dev_run:
-        limit = max(batch_size, len(prepared.manifest.classes))
-        options |= {"limit": limit, "training": cfg.training.model_copy(update={"max_steps": 1})}
+        options["limit"] = max(batch_size, len(prepared.manifest.classes))
+        training["max_steps"] = 1
     if cfg.overfit_batches is not None:
         options["transforms"] = cfg.transforms.model_copy(update={"train": []})
-    return cfg.model_copy(update=options)
+    if cfg.training.compile is None:
+        training["compile"] = cfg.performance == "auto" and _is_worth_compiling(cfg, prepared, compute, batch_size)
+    return cfg.model_copy(update=options | {"training": cfg.training.model_copy(update=training)})
+
+
+def _is_worth_compiling(cfg: TrainConfig, prepared: Prepared, compute: Compute, batch_size: int) -> bool:
+    if cfg.fast_dev_run or cfg.overfit_batches is not None:
+        return False
+    count, steps = prepared.manifest.num_of("train"), cfg.training.max_steps
+    shown = cfg.epochs * min(count, cfg.limit or count)
+    most = shown if steps is None else steps * batch_size * cfg.training.accumulate
+    network = models.make_model(cfg.model, shape_of(prepared))
+    return gains_from_compiling(network, min(shown, most), compute.device)
 
 
 def _fitting(cfg: TrainConfig, prepared: Prepared, compute: Compute) -> int:

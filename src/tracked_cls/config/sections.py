@@ -47,7 +47,12 @@ class TrainingConfig(Section):
     sync_batchnorm: bool = option(
         False, "with several processes: BatchNorm over the images of all of them, not of each alone; costs time in every step"
     )
-    compile: bool = option(False, "torch.compile the network: seconds to minutes of compilation first")
+    compile: bool | None = option(
+        False,
+        "torch.compile the network: seconds to minutes of compilation first; auto: where that pays, on CPU for networks with "
+        "depthwise convolutions that are shown 600,000 images or more, where there is a C++ compiler",
+        unset="auto",
+    )
     clip_norm: float | None = option(None, "largest norm of all gradients together, clipped after backward", unset="off", gt=0)
     clip_value: float | None = option(None, "largest absolute value of a gradient's entry", unset="off", gt=0)
     ema: float | None = option(
