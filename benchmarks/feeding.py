@@ -113,9 +113,6 @@ ROWS = [
         goal=Goal(15.0, at_least=False, unit="us"),
         measure=partial(measure, "augmented"),
         minutes=4,
-        note="Of some 20 us the affine map takes 8 in a quiet moment (one more channel is sampled, to blend with the fill as "
-        "torchvision does), the crop 3, and this machine moves all figures by half. What would help: crop and affine "
-        "drawn as one map.",
     ),
 ]
 

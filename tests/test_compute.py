@@ -140,8 +140,8 @@ DEPTHWISE = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
 @pytest.mark.parametrize(
     ("network", "num_images", "compiler", "device", "gains"),
     {
-        "long": (DEPTHWISE, 600_000, "sh", "cpu", True),
-        "short": (DEPTHWISE, 599_999, "sh", "cpu", False),
+        "long": (DEPTHWISE, 1_200_000, "sh", "cpu", True),
+        "short": (DEPTHWISE, 1_199_999, "sh", "cpu", False),
         "no depthwise": (nn.Conv2d(4, 8, 3), 10**9, "sh", "cpu", False),
         "no compiler": (DEPTHWISE, 10**9, "no-compiler-of-this-name", "cpu", False),
         "not measured": (DEPTHWISE, 10**9, "sh", "cuda", False),

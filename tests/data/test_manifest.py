@@ -187,3 +187,17 @@ def test_text_is_read_a_group_of_rows_at_a_time(tmp_path):
     ]  # fmt: skip
     with pytest.raises(IndexError):
         column[100]
+
+
+def test_text_is_written_in_groups_that_do_not_grow_with_the_set(tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    monkeypatch.setattr("tracked_cls.data.manifest._GROUP_ROWS", 2)
+    made = manifest(paths=("a.png", "b.png", "c.png"))
+
+    save_manifest(made, tmp_path)
+
+    file = pyarrow.parquet.ParquetFile(tmp_path / "manifest.parquet")
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [2, 1]
+    read = load_manifest(tmp_path, name=made.name, classes=made.classes, digest=made.digest, content_digest=made.content_digest)
+    assert list(read.paths) == ["a.png", "b.png", "c.png"]

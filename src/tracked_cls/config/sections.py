@@ -50,7 +50,7 @@ class TrainingConfig(Section):
     compile: bool | None = option(
         False,
         "torch.compile the network: seconds to minutes of compilation first; auto: where that pays, on CPU for networks with "
-        "depthwise convolutions that are shown 600,000 images or more, where there is a C++ compiler",
+        "depthwise convolutions that are shown 1,200,000 images or more, where there is a C++ compiler",
         unset="auto",
     )
     clip_norm: float | None = option(None, "largest norm of all gradients together, clipped after backward", unset="off", gt=0)

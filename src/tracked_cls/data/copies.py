@@ -110,8 +110,6 @@ def _named(listing: Listing, pairs: Sequence[_Pair]) -> str:
 
 def withdraw(taken: Intake, left_out: Mapping[int, Rejection], folder: Path) -> Intake:
     """Return the intake without some of its accepted images, which count as rejected, and take them out of the cache too."""
-    if not left_out:
-        return taken
     kept = [index for index in range(len(taken.samples)) if index not in left_out]
     _keep_rows(folder, np.array(kept, np.int64))
     accepted = [place for place, (_, outcome) in enumerate(taken.outcomes) if not isinstance(outcome, Rejection)]

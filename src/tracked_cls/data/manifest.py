@@ -29,6 +29,7 @@ _NUMERIC = ("labels", "splits", "keys", "weights")
 _TEXT = ("id", "sha256", "path", "group")
 _FEWEST_DIGITS = 4  # of an id, to tell an image by its beginning
 _AT_A_TIME = 10_000  # strings of a column that is run through
+_GROUP_ROWS = 1 << 16  # that are read together: what a column takes of memory does not grow with the set
 _COMPARED = 10_000  # paths that a misspelt one is compared with
 
 
@@ -207,7 +208,7 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
     for name in _NUMERIC:
         np.save(folder / f"{name}.npy", getattr(manifest, name), allow_pickle=False)
     table = pyarrow.table({name: list(manifest.read_column(name)) for name in _TEXT})
-    pyarrow.parquet.write_table(table, folder / "manifest.parquet")
+    pyarrow.parquet.write_table(table, folder / "manifest.parquet", row_group_size=_GROUP_ROWS)
 
 
 def load_manifest(folder: Path, *, name: str, classes: Sequence[str], digest: str, content_digest: str) -> Manifest:
@@ -223,7 +224,7 @@ def _read_column(folder: Path, name: str) -> Sequence[str]:
 
 
 class _Column(Sequence[str]):
-    """Text in a file, held by Arrow a group of a million rows at a time; strings are made when they are asked for."""
+    """Text in a file, held by Arrow a group of rows at a time; strings are made when they are asked for."""
 
     def __init__(self, file: Any, name: str) -> None:
         self._file = file
